@@ -1,0 +1,33 @@
+# make demo   train on 5,000 real digits, sample a grid, draw where the attention looks
+# make test   the default suite      make test-slow   the rest
+# make check  lint, format and types
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test test-slow check
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,log,dev]'
+	touch $@
+
+demo: setup
+	rm -rf runs/demo
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no training/train.py \
+		--config training/configs/mnist.yaml --output_dir runs/demo
+	$(BIN)/python sampling/sample.py --model runs/demo/model --num_images 64 --output_dir runs/demo/out
+	@echo "The digits: runs/demo/out/grid.png"
+
+test: setup
+	$(BIN)/pytest
+
+test-slow: setup
+	$(BIN)/pytest -m slow
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
