@@ -1,0 +1,139 @@
+"""Self-attention over pixels: a feature map becomes a sequence, every pixel looks at every other.
+
+Every layer here calls `self.attend(q, k, v, scale=..., grid=...)`, a plain attribute. Whoever wants
+to see the maps, to ablate them or to compute them faster puts another callable there for a while.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class Attend(Protocol):
+    """softmax(scale · q kᵀ) v: what the `attend` slot of a layer holds."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, grid: tuple[int, int]
+    ) -> Tensor:
+        """
+        Args:
+            q, k: Queries and keys, (B, heads, H·W, d).
+            v: Values, (B, heads, H·W, e).
+            scale: Factor of the logits.
+            grid: (H, W), how the sequence folds back into an image, row by row.
+
+        Returns:
+            (B, heads, H·W, e).
+        """
+        ...
+
+
+def scaled_dot_product(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, grid: tuple[int, int]
+) -> Tensor:
+    """The default of every slot: torch's own kernel, which never stores the H·W x H·W map."""
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+class PixelAttention(nn.Module):
+    """The DDPM paper's attention block: x + out(softmax(q kᵀ / sqrt(d)) v), q, k, v of GN(x).
+
+    Ho et al. 2020, appendix B, with one head; with more, each has d = channels / heads features
+    (Vaswani et al. 2017, eq. 1). Parameters have the names and shapes of diffusers' `Attention`.
+
+    Args:
+        channels: Features of each pixel.
+        heads: Number of heads; divides channels.
+        norm_num_groups: Groups of the GroupNorm, or None for no norm.
+        eps: Its epsilon.
+        output_scale: The sum with the residual is divided by this.
+
+    Attributes:
+        attend: The slot, see `Attend`.
+
+    Raises:
+        ValueError: If heads does not divide channels.
+    """
+
+    # diffusers renames the old `query`, `key`, `value`, `proj_attn` of a layer that carries this.
+    _from_deprecated_attn_block = True
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int = 1,
+        norm_num_groups: int | None = 32,
+        eps: float = 1e-6,
+        output_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"{heads} heads do not divide {channels} channels")
+        self.heads = heads
+        self.output_scale = output_scale
+        self.group_norm = (
+            None if norm_num_groups is None else nn.GroupNorm(norm_num_groups, channels, eps)
+        )
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        # The list is diffusers': its second entry, a dropout of 0, has no parameters.
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.attend: Attend = scaled_dot_product
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        grid = (x.shape[2], x.shape[3])
+        normed = x if self.group_norm is None else self.group_norm(x)
+        tokens = rearrange(normed, "b c h w -> b (h w) c")
+        q, k, v = (
+            rearrange(project(tokens), "b n (heads d) -> b heads n d", heads=self.heads)
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        mixed = self.attend(q, k, v, scale=q.shape[-1] ** -0.5, grid=grid)
+        out = self.to_out[0](rearrange(mixed, "b heads n d -> b n (heads d)"))
+        out = rearrange(out, "b (h w) c -> b c h w", h=grid[0])
+        return divided(x + out, self.output_scale)
+
+
+class SAGANAttention(nn.Module):
+    """Self-attention of the SAGAN: x + gamma · softmax(q kᵀ) v, with q and k an eighth as wide.
+
+    Zhang et al. 2018, section 3, as in its best-known PyTorch port (heykeetae), whose parameter
+    names it has. No norm, no scaling of the logits, no output projection; gamma starts at 0.
+
+    Args:
+        channels: Features of each pixel, at least 8 and divisible by 8.
+
+    Raises:
+        ValueError: If 8 does not divide channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        if channels % 8:
+            raise ValueError(f"SAGAN attention needs channels divisible by 8, not {channels}")
+        self.query_conv = nn.Conv2d(channels, channels // 8, 1)
+        self.key_conv = nn.Conv2d(channels, channels // 8, 1)
+        self.value_conv = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+        self.attend: Attend = scaled_dot_product
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        grid = (x.shape[2], x.shape[3])
+        q, k, v = (
+            rearrange(project(x), "b d h w -> b 1 (h w) d")
+            for project in (self.query_conv, self.key_conv, self.value_conv)
+        )
+        mixed = self.attend(q, k, v, scale=1.0, grid=grid)
+        return x + self.gamma * rearrange(mixed, "b 1 (h w) c -> b c h w", h=grid[0])
+
+
+def divided(x: Tensor, scale: float) -> Tensor:
+    """x / scale, sparing a pass over memory where scale is 1, as it nearly always is."""
+    return x if scale == 1 else x / scale

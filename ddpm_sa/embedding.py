@@ -1,0 +1,41 @@
+"""How a timestep, and a class, become a vector that every residual block is shifted by."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sinusoid(t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
+    """[sin(t f_i) | cos(t f_i)] with f_i = 10000^(-i / (dim/2 - freq_shift)), i < dim/2.
+
+    Vaswani et al. 2017, section 3.5, in the paper's order and with freq_shift = 1; diffusers'
+    default is [cos | sin] and 0. The operations and their order are diffusers', in float32, so
+    that the result has its bits. It is never kept as a buffer, which a cast to bfloat16 would ruin.
+
+    Args:
+        t: Timesteps, (B,), any number type, may be fractional.
+        dim: Width of the result; an odd one ends in a zero.
+
+    Returns:
+        (B, dim), float32.
+    """
+    half = dim // 2
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device)
+    angles = t[:, None].float() * torch.exp(exponent / (half - freq_shift))[None, :]
+    parts = [torch.sin(angles), torch.cos(angles)]
+    table = torch.cat(parts[::-1] if flip_sin_to_cos else parts, dim=-1)
+    return F.pad(table, (0, dim % 2))
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers around a SiLU: (B, in_channels) -> (B, out_channels)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, out_channels)
+        self.linear_2 = nn.Linear(out_channels, out_channels)
+
+    def forward(self, sinusoid: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(sinusoid)))
