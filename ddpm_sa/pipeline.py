@@ -1,0 +1,257 @@
+"""A network and its schedule: what samples, and what is kept in a folder that diffusers opens."""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from diffusers import DDPMPipeline, DiffusionPipeline, ImagePipelineOutput
+from einops import rearrange
+from PIL import Image
+from torch import Tensor, nn
+
+from ddpm_sa import images
+from ddpm_sa.images import ImageFormat, to_pil, to_uint8
+from ddpm_sa.model_folder import (
+    GRID_NAME,
+    NETWORK_CONFIGS,
+    first_file,
+    load_scheduler,
+    local_folder,
+    model_card,
+    replaced,
+)
+from ddpm_sa.randomness import standard_normal
+from ddpm_sa.sampler import Step, denoise, make_scheduler
+from ddpm_sa.unet import UNet
+
+INITIAL_NOISE = "sampling: x_T"
+STEP_NOISE = "sampling: step"
+
+
+class Batch(NamedTuple):
+    """Images as they come: their indices, and their tensors in [-1, 1], (B, C, H, W), float32."""
+
+    indices: list[int]
+    images: Tensor
+
+
+class Pipeline(DiffusionPipeline):
+    """Sample from a U-Net, ours or diffusers' UNet2DModel.
+
+    Args:
+        unet: The network.
+        scheduler: A diffusers scheduler that describes the training: its betas, its prediction
+            type, its clipping. `scheduler=` of a call says how to sample.
+        image_format: What the images are; 8 bits, sized as the network says, if None.
+
+    Raises:
+        ValueError: If the network does not say its size or contradicts image_format, or the
+            scheduler has no betas.
+    """
+
+    unet: Any
+    scheduler: Any
+
+    def __init__(self, unet: Any, scheduler: Any, image_format: ImageFormat | None = None) -> None:
+        super().__init__()
+        if "beta_schedule" not in scheduler.config:
+            raise ValueError(
+                f"{type(scheduler).__name__} has no beta_schedule: it does not describe a DDPM"
+            )
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.image_format = image_format or _format_of(unet)
+        if self.image_format.channels != unet.config.in_channels:
+            raise ValueError(
+                f"image_format has {self.image_format.channels} channels, the network "
+                f"{unet.config.in_channels}"
+            )
+
+    def __call__(
+        self,
+        num_images: int = 16,
+        steps: int = 50,
+        seed: int = 0,
+        batch_size: int = 8,
+        scheduler: str = "ddim",
+        class_labels: int | Sequence[int] | None = None,
+        output_type: Literal["pil", "np", "pt"] = "pil",
+        indices: Sequence[int] | None = None,
+    ) -> ImagePipelineOutput:
+        """Sample images. Image i of a seed is the same whatever the batch or the other images.
+
+        Args:
+            num_images: Make the images 0 ... num_images - 1.
+            steps: Steps of the scheduler, at most the training's timesteps.
+            seed: Which images; 0 or greater.
+            batch_size: Images at once, for speed alone.
+            scheduler: One of `ddpm_sa.sampler.SCHEDULERS`.
+            class_labels: For a class-conditional network: one class for all, or one for each
+                image; image i has class i modulo the number of classes, if None.
+            output_type: "pil"; or "np", (N, H, W, C), or "pt", (N, C, H, W), in [0, 1], float32.
+            indices: Make these images in place of num_images.
+
+        Returns:
+            An output whose `.images` are what output_type says, in the order of the indices.
+
+        Raises:
+            ValueError: If an argument is out of range, or cannot be for this network.
+        """
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type={output_type!r} is unknown; known are pil, np, pt")
+        if output_type == "pil" and not self.image_format.is_picture:
+            raise ValueError(f"no picture holds {self.image_format}; use output_type='np' or 'pt'")
+        if indices is None:
+            indices = range(num_images)
+        batches = self.batches(indices, steps, seed, batch_size, scheduler, class_labels)
+        x = torch.cat([batch.images for batch in batches])
+        if output_type == "pil":
+            return ImagePipelineOutput(images=to_pil(to_uint8(x)))
+        made: Any = x / 2 + 0.5
+        if output_type == "np":
+            made = rearrange(made, "n c h w -> n h w c").contiguous().numpy()
+        return ImagePipelineOutput(images=made)
+
+    def batches(
+        self,
+        indices: Sequence[int],
+        steps: int = 50,
+        seed: int = 0,
+        batch_size: int = 8,
+        scheduler: str = "ddim",
+        class_labels: int | Sequence[int] | None = None,
+    ) -> Iterator[Batch]:
+        """`__call__`, batch by batch, in memory for one. Arguments are checked at the first."""
+        if len(indices) < 1 or min(indices) < 0:
+            raise ValueError(f"images {indices} cannot be made: at least one, from 0 on")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        labels = self.class_labels(indices, class_labels)
+        evaluations = len(make_scheduler(scheduler, self.scheduler, steps).timesteps)
+        total = evaluations * math.ceil(len(indices) / batch_size)
+        with _evaluating(self.unet), self.progress_bar(total=total) as bar:  # type: ignore[call-arg]
+            for start in range(0, len(indices), batch_size):
+                batch = slice(start, start + batch_size)
+                x = torch.empty(0)
+                for step in self.denoise(
+                    indices[batch],
+                    steps,
+                    seed,
+                    scheduler,
+                    None if labels is None else labels[batch],
+                ):
+                    x = step.x_next
+                    bar.update()
+                if not x.isfinite().all():
+                    raise ValueError(
+                        f"scheduler={scheduler!r} with steps={steps} gave values that are not "
+                        "finite; use more steps or another scheduler"
+                    )
+                yield Batch(list(indices[batch]), x.clamp(-1, 1).cpu())
+
+    def denoise(
+        self, indices: Sequence[int], steps: int, seed: int, scheduler: str, labels: Tensor | None
+    ) -> Iterator[Step]:
+        """One batch, step by step (see `ddpm_sa.sampler.denoise`), with each image's own noise."""
+        noise = partial(standard_normal, self.image_format.shape, seed)
+        return denoise(
+            self.unet,
+            make_scheduler(scheduler, self.scheduler, steps),
+            noise(INITIAL_NOISE, indices).to(self.device),
+            partial(noise, STEP_NOISE, indices),
+            None if labels is None else labels.to(self.device),
+            self.unet.dtype,
+        )
+
+    def class_labels(
+        self, indices: Sequence[int], class_labels: int | Sequence[int] | None
+    ) -> Tensor | None:
+        """The class of each image, (N,), int64; None if the network is unconditional.
+
+        Raises:
+            ValueError: If the network has no classes, not that many, or not every image has one.
+        """
+        num_classes = self.unet.config.num_class_embeds
+        if num_classes is None:
+            if class_labels is not None or self.unet.config.class_embed_type is not None:
+                raise ValueError("class_labels need a network with num_class_embeds; this has none")
+            return None
+        if class_labels is None:
+            class_labels = [index % num_classes for index in indices]
+        elif isinstance(class_labels, int):
+            class_labels = [class_labels] * len(indices)
+        if len(class_labels) != len(indices):
+            raise ValueError(f"{len(class_labels)} class_labels for {len(indices)} images")
+        for label in class_labels:
+            if not 0 <= label < num_classes:
+                raise ValueError(f"class label {label} is not among 0 ... {num_classes - 1}")
+        return torch.tensor(class_labels)
+
+    def save_pretrained(  # type: ignore[override]
+        self, folder: str | os.PathLike, grid: Image.Image | None = None
+    ) -> None:
+        """Write a model folder that diffusers' DDPMPipeline opens without this package.
+
+        The folder appears whole or not at all, and takes the place of a model that was there.
+
+        Args:
+            folder: Where; parents are made.
+            grid: A picture of samples for the model card.
+
+        Raises:
+            ValueError: If the folder holds anything that is no part of a model.
+        """
+        with replaced(Path(folder)) as temporary:
+            if getattr(self.unet.config, "attention_kind", "pixel") == "pixel":
+                unet = self.unet.to_diffusers() if isinstance(self.unet, UNet) else self.unet
+                DDPMPipeline(unet, self.scheduler).save_pretrained(temporary)
+            else:
+                super().save_pretrained(temporary)  # diffusers has no such layer
+            self.image_format.save(temporary)
+            if grid is not None:
+                grid.save(temporary / GRID_NAME)
+            card = model_card(
+                self.image_format,
+                self.unet.config,
+                self.scheduler.config,
+                sum(parameter.numel() for parameter in self.unet.parameters()),
+                grid and GRID_NAME,
+            )
+            (temporary / "README.md").write_text(card)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_repo: str | os.PathLike) -> "Pipeline":  # type: ignore[override]
+        """Open a model folder, or a repository of the hub: ours, or any DDPMPipeline's.
+
+        Raises:
+            ValueError: If it holds no model, or one that is not whole.
+        """
+        folder = local_folder(folder_or_repo)
+        first_file(folder, NETWORK_CONFIGS)
+        scheduler = load_scheduler(folder)
+        has_format = (folder / images.FILE_NAME).is_file()
+        image_format = ImageFormat.load(folder) if has_format else None
+        return cls(UNet.from_pretrained(folder), scheduler, image_format)
+
+
+def _format_of(unet: Any) -> ImageFormat:
+    size = unet.config.sample_size
+    if size is None:
+        raise ValueError("the network's config has no sample_size; give an image_format")
+    height, width = (size, size) if isinstance(size, int) else size
+    return ImageFormat(channels=unet.config.in_channels, size=(height, width))
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout inside, as it was outside."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
