@@ -1,0 +1,102 @@
+"""A folder of samples: a PNG for each image, a grid, and a JSON to make each of them again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ddpm_sa.images import from_pil, image_grid
+
+RECORD = "samples.json"
+GRID = "grid.png"
+GRID_LIMIT = 256  # a grid of thousands shows nothing
+
+
+def image_file(folder: Path, index: int) -> Path:
+    """Where image `index` lies. It is done if it is there, since files appear whole."""
+    return folder / f"{index:06d}.png"
+
+
+def begin(
+    folder: Path,
+    settings: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    class_labels: Mapping[int, int | None],
+) -> list[int]:
+    """Record what will be made, beside what was, and say which of it is not there yet.
+
+    Args:
+        folder: Made if it is not there.
+        settings: All that an image depends on; the images of a folder share it.
+        environment: Where they are made; recorded, not compared.
+        class_labels: The indices of the images asked for, and the class of each.
+
+    Returns:
+        The indices whose files are not there.
+
+    Raises:
+        ValueError: If the folder holds images that were made otherwise.
+    """
+    images = {
+        image_file(folder, index).name: {"index": index, "class_label": label}
+        for index, label in class_labels.items()
+    }
+    images = _images_so_far(folder, settings, images) | images
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"settings": settings, "environment": environment, "images": images}
+    partial = folder / f"{RECORD}.partial"
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.rename(folder / RECORD)
+    return [index for index in class_labels if not image_file(folder, index).exists()]
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    picture.save(partial, format="png")
+    partial.rename(path)
+
+
+def save_grid(folder: Path, indices: Sequence[int]) -> None:
+    """Write grid.png of these images of the folder, or of the first 256."""
+    pictures = [Image.open(image_file(folder, index)) for index in indices[:GRID_LIMIT]]
+    save_picture(image_grid(from_pil(pictures)), folder / GRID)
+
+
+def _images_so_far(
+    folder: Path, settings: Mapping[str, Any], images: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What an earlier run recorded, if these settings and images may stand beside it."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        earlier_settings, earlier_images = record["settings"], record["images"]
+    except FileNotFoundError:
+        if next(folder.glob("*.png"), None) is None:
+            return {}
+        raise ValueError(
+            f"{folder} holds PNG files but no {RECORD}; give another output_dir"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / RECORD} cannot be read ({error})") from error
+    # Compared as JSON has them: it knows no tuples.
+    for name, value in json.loads(json.dumps(settings)).items():
+        earlier = earlier_settings.get(name)
+        if earlier != value:
+            raise ValueError(
+                f"{folder} holds images made with {name}={_short(earlier)}, now it is "
+                f"{_short(value)}; give another output_dir"
+            )
+    for name in images.keys() & earlier_images.keys():
+        if images[name] != earlier_images[name]:
+            raise ValueError(
+                f"{folder / name} is of class {earlier_images[name]['class_label']}, now it is to "
+                f"be {images[name]['class_label']}; give another output_dir"
+            )
+    return earlier_images
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
