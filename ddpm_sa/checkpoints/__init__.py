@@ -1,0 +1,9 @@
+"""Weights of other implementations of the network, one file a format.
+
+Each takes a mapping of names to arrays, however it was read: nothing is unpickled here.
+"""
+
+from ddpm_sa.checkpoints.ddpm_tf import from_ddpm_tf
+from ddpm_sa.checkpoints.pesser import from_pesser
+
+__all__ = ["from_ddpm_tf", "from_pesser"]
