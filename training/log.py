@@ -1,0 +1,172 @@
+"""What one sees of a run: a report before it, a bar, metrics.jsonl, curves and sample grids."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ddpm_sa.images import from_pil, image_grid
+from ddpm_sa.pipeline import Pipeline
+from ddpm_sa.unet import UNet
+from training.config import TrainConfig
+from training.data import Images
+from training.draws import Layout
+from training.loop import Progress
+from training.network import attention_layers
+
+
+class RunLog:
+    """The records of a run; process 0 alone writes.
+
+    Args:
+        accelerator: Gives the trackers.
+        config: Where, how often, and the number of steps.
+        state: `state()` of the checkpoint that the run goes on from, or {}.
+        start: Updates already done; records of later ones are cut off.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, config: TrainConfig, state: dict[str, Any], start: int
+    ):
+        self.accelerator, self.config = accelerator, config
+        self.path = Path(config.output_dir) / "metrics.jsonl"
+        self.losses: list[float] = list(state.get("losses", []))
+        self.grad_norms: list[float] = list(state.get("grad_norms", []))
+        self.seconds = float(state.get("seconds", 0.0))
+        self.durations: list[float] = []
+        self.step = start
+
+    def __enter__(self) -> "RunLog":
+        if self.accelerator.is_main_process:
+            cut_records(self.path, self.step, partial=bool(self.losses))
+        if self.config.tracker != "none":
+            self.accelerator.init_trackers("logs")
+        self.bar = tqdm(
+            total=self.config.steps,
+            initial=self.step,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+            dynamic_ncols=True,
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs so that the next record is as if the run had not stopped."""
+        return {"losses": self.losses, "grad_norms": self.grad_norms, "seconds": self.seconds}
+
+    def update(self, progress: Progress) -> None:
+        """Take note of an update; every `log_every` of them, and the last, become a record."""
+        self.step = progress.step
+        self.losses.append(progress.loss)
+        self.grad_norms.append(progress.grad_norm)
+        self.durations.append(progress.seconds)
+        self.seconds += progress.seconds
+        rate = self.config.batch_size / float(np.mean(self.durations))
+        self.bar.set_postfix_str(f"loss {progress.loss:.4f}, {rate:.0f} images/s", refresh=False)
+        self.bar.update()
+        whole = progress.step % self.config.log_every == 0
+        if not whole and progress.step != self.config.steps:
+            return
+        self._record(
+            {
+                "step": progress.step,
+                "loss": float(np.mean(self.losses)),
+                "lr": progress.lr,
+                "grad_norm": float(np.mean(self.grad_norms)),
+                "images_per_second": round(rate, 2),
+                "seconds": round(self.seconds, 3),
+            }
+        )
+        self.durations = []
+        if whole:  # else the run may go on later, to a record of the whole interval
+            self.losses, self.grad_norms = [], []
+
+    def samples(self, pipeline: Pipeline) -> Image.Image | None:
+        """Draw a grid from the averaged weights: samples/step-00001000.png, and the tracker's."""
+        if not self.accelerator.is_main_process:
+            return None
+        pipeline.set_progress_bar_config(disable=True)
+        number = self.config.num_samples
+        classes = pipeline.image_format.labels
+        pictures = pipeline(
+            num_images=number,
+            steps=self.config.sample_steps,
+            seed=self.config.seed,
+            batch_size=number,
+            class_labels=None if classes is None else [i % len(classes) for i in range(number)],
+        ).images
+        grid = image_grid(from_pil(list(pictures)))
+        folder = Path(self.config.output_dir) / "samples"
+        folder.mkdir(exist_ok=True)
+        grid.save(folder / f"step-{self.step:08d}.png")
+        for tracker in self.accelerator.trackers:
+            # accelerate's trackers take images each in their own way; trackio's takes none.
+            order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            if tracker.name != "trackio":
+                tracker.log_images({"samples": from_pil([grid])}, step=self.step, **order)
+        return grid
+
+    def farewell(self, reason: str | None) -> str:
+        """Where the run stands, and how to go on if it was stopped."""
+        config = self.config
+        if self.step == config.steps:
+            return f"{self.step} steps done: {config.output_dir}/model"
+        return (
+            f"stopped at step {self.step} of {config.steps} by {reason or 'another process'}: "
+            f"{config.output_dir}/model; go on with --resume auto"
+        )
+
+    def _record(self, row: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        curves = {name: value for name, value in row.items() if name not in ("step", "seconds")}
+        self.accelerator.log(curves, step=int(row["step"]))
+
+
+def cut_records(path: Path, step: int, partial: bool) -> None:
+    """Remove the records after `step`, which the run is about to make again.
+
+    That of `step` itself goes too if it was the last, partial one of a run that goes on now.
+    """
+    last = step - 1 if partial else step
+    if path.exists():
+        rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A line that a killed process left half-written is later than any checkpoint.
+        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= last]
+        aside = path.with_suffix(".partial")
+        aside.write_text("".join(kept), encoding="utf-8")
+        aside.replace(path)
+
+
+def report(config: TrainConfig, layout: Layout, images: Images, network: UNet, start: int) -> str:
+    """What is about to happen, in a few lines."""
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    attention = ", ".join(attention_layers(network)) or "no place"
+    labels = f", {len(images.classes)} classes" if images.classes else ""
+    lines = [
+        f"images      {images.length} of {images.size}x{images.size}, channels {images.channels}"
+        f"{labels}, from {config.data.source}",
+        f"network     {parameters:,} parameters, attention at {attention}",
+        f"processes   {layout.processes} on {network.device}, precision {config.mixed_precision}",
+        f"batch       {config.batch_size} = {layout.processes} processes x {layout.accumulation} "
+        f"accumulated x {layout.share // layout.accumulation} images",
+        f"steps       {start} to {config.steps}, {images.length / config.batch_size:.1f} an epoch",
+    ]
+    if images.enlarged:
+        lines.append(
+            f"warning     {images.enlarged} images are smaller than {images.size} pixels and are "
+            "enlarged"
+        )
+    if config.data.flip and config.data.source == "mnist5k":
+        lines.append("warning     data.flip mirrors digits, which then mean nothing")
+    return "\n".join(lines)

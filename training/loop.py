@@ -1,0 +1,177 @@
+"""The training loop: a generator that yields after each update of the weights.
+
+What is done with an update (averaging, logging, saving, sampling) is its caller's business.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ddpm_sa.images import to_tensor
+from training.config import OptimConfig
+from training.data import Images
+from training.draws import Draw, Draws, Layout, seed_dropout
+
+Loss = Callable[[nn.Module, "MicroBatch"], Tensor]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What the network evaluates at once.
+
+    Attributes:
+        x_0: Clean images, (B, C, H, W), float32, in [-1, 1].
+        eps: Noise, same shape.
+        t: Timesteps, (B,), int64, on the CPU, where the schedule's tables are.
+        class_labels: (B,), int64, or None.
+    """
+
+    x_0: Tensor
+    eps: Tensor
+    t: Tensor
+    class_labels: Tensor | None
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The images, noise and labels on a device, in channels_last order."""
+        return MicroBatch(
+            self.x_0.to(device).contiguous(memory_format=torch.channels_last),
+            self.eps.to(device).contiguous(memory_format=torch.channels_last),
+            self.t,
+            None if self.class_labels is None else self.class_labels.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's share of a step: its micro-batches, and the whole batch's draw."""
+
+    draw: Draw
+    micro_batches: list[MicroBatch]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One finished update.
+
+    Attributes:
+        step: Updates done since the run's start, this one included.
+        loss: Mean over the global batch.
+        lr: Learning rate that this update used.
+        grad_norm: Norm of the batch's gradient before clipping.
+        seconds: Time it took, waiting for data included, the caller's own work not.
+        stop: Whether some process was asked to stop; all processes agree.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    seconds: float
+    stop: bool
+
+
+def make_batch(images: Images, draws: Draws, layout: Layout, step: int) -> Batch:
+    """This process's share of update number `step`, counted from 0."""
+    draw = draws(step)
+    return Batch(draw, [_micro_batch(images, draw[span]) for span in layout.spans()])
+
+
+def learning_rate(config: OptimConfig, step: int) -> float:
+    """lr · min(step / warmup_steps, 1), as the paper's code; step counts updates from 0."""
+    return config.lr * min(step / config.warmup_steps, 1.0) if config.warmup_steps else config.lr
+
+
+def train_steps(
+    accelerator: Accelerator,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Loss,
+    batches: Iterable[Batch],
+    lr_at: Callable[[int], float],
+    grad_clip: float | None = None,
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> Iterator[Progress]:
+    """Train on each batch in turn; yield after each update.
+
+    Args:
+        accelerator, network, optimizer: As `accelerator.prepare` returned them.
+        loss_of: Loss of each image of a micro-batch, (B,).
+        batches: One for each update; the accumulation follows from their micro-batches.
+        lr_at: Learning rate of an update, counted from 0.
+        grad_clip: Largest norm of the gradient; None: no limit.
+        stop_asked: Whether this process wants to stop.
+
+    Raises:
+        ValueError: If the loss or the gradient is not finite. The weights are then untouched.
+    """
+    parameters = list(network.parameters())
+    began = time.perf_counter()
+    for batch in batches:
+        step = batch.draw.step
+        seed_dropout(batch.draw.seed, step, accelerator.process_index)
+        lr = lr_at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+        losses = []
+        for micro_batch in batch.micro_batches:
+            with accelerator.accumulate(network):
+                loss = loss_of(network, micro_batch.to(accelerator.device))
+                accelerator.backward(loss.mean())
+            losses.append(loss.detach())
+        grad_norm = accelerator.clip_grad_norm_(parameters, grad_clip or float("inf"))
+        all_losses, norm, stop = _agree(accelerator, torch.cat(losses), grad_norm, stop_asked())
+        _check_finite(batch.draw, all_losses, norm, scaled=accelerator.scaler is not None)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        seconds = time.perf_counter() - began
+        yield Progress(step + 1, all_losses.mean().item(), lr, norm, seconds, stop)
+        began = time.perf_counter()
+
+
+def _micro_batch(images: Images, draw: Draw) -> MicroBatch:
+    x_0 = to_tensor(images.batch(draw.indices, draw.flips))
+    labels = None
+    if images.labels is not None and images.classes is not None:
+        # The class after the last stands for "no label".
+        labels = torch.from_numpy(images.labels[draw.indices])
+        labels = labels.masked_fill(torch.from_numpy(draw.drops), len(images.classes))
+    return MicroBatch(x_0, draw.noise(x_0.shape[1:]), torch.from_numpy(draw.t), labels)
+
+
+def _agree(
+    accelerator: Accelerator, losses: Tensor, grad_norm: Tensor | None, stop: bool
+) -> tuple[Tensor, float, bool]:
+    """All images' losses in the batch's order (float64, CPU), the norm, whether anyone stops.
+
+    One exchange and one transfer, since each makes the device wait.
+    """
+    assert grad_norm is not None
+    mine = torch.cat([losses, grad_norm.reshape(1), losses.new_tensor([float(stop)])])
+    gathered = accelerator.gather(mine)
+    assert isinstance(gathered, Tensor)
+    gathered = gathered.reshape(accelerator.num_processes, -1).double().cpu()
+    # The reduced gradient, and so its norm, is the same everywhere.
+    return gathered[:, :-2].flatten(), gathered[0, -2].item(), bool(gathered[:, -1].any())
+
+
+def _check_finite(draw: Draw, losses: Tensor, grad_norm: float, scaled: bool) -> None:
+    """Stop before a loss or gradient that is not finite reaches the weights.
+
+    With fp16's loss scaling an infinite gradient is a sign to lower the scale, and skips itself.
+    """
+    finite = losses.isfinite().numpy()
+    if finite.all() and (scaled or torch.tensor(grad_norm).isfinite()):
+        return
+    what = "gradient" if finite.all() else "loss"
+    timesteps = sorted(draw.t.tolist() if finite.all() else draw.t[~finite].tolist())
+    named = ", ".join(map(str, timesteps[:16])) + (", ..." if len(timesteps) > 16 else "")
+    raise ValueError(
+        f"the {what} of step {draw.step + 1} is not finite (timesteps {named}); the weights were "
+        "not touched. Resume from the last checkpoint, with a lower optim.lr or mixed_precision no"
+    )

@@ -1,0 +1,99 @@
+"""The network of a run: a preset made anew, or saved weights to go on from."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddpm_sa.presets import block_types, preset
+from ddpm_sa.unet import UNet
+from training.config import ModelConfig
+from training.data import Images
+
+
+def build_network(config: ModelConfig, images: Images, seed: int) -> UNet:
+    """Make the network that fits these images.
+
+    Args:
+        config: Which one.
+        images: Give the channels, the size and the number of labels.
+        seed: Of the initial weights, where they are not loaded.
+
+    Raises:
+        ValueError: If the settings contradict each other, or saved weights do not fit the data.
+    """
+    if config.init_from is None:
+        network = _new_network(config, images, seed)
+    else:
+        network = _saved_network(config.init_from, config, images)
+    if images.size % network.size_multiple:
+        raise ValueError(
+            f"data.size={images.size} cannot be halved at each of the network's "
+            f"{len(network.config['block_out_channels'])} levels; use a multiple of "
+            f"{network.size_multiple}"
+        )
+    if config.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return network.train()
+
+
+def attention_layers(network: UNet) -> list[str]:
+    """Where attention sits, such as ["down 16x16", "mid 4x4", "up 16x16"]."""
+    config: dict[str, Any] = network.config
+    sizes = [config["sample_size"] >> level for level in range(len(config["down_block_types"]))]
+    down = zip(config["down_block_types"], sizes, strict=True)
+    up = zip(config["up_block_types"], sizes[::-1], strict=True)
+    places = [f"down {size}x{size}" for kind, size in down if "Attn" in kind]
+    if config["mid_block_type"] is not None and config["add_attention"]:
+        places.append(f"mid {sizes[-1]}x{sizes[-1]}")
+    return places + [f"up {size}x{size}" for kind, size in up if "Attn" in kind]
+
+
+def _new_network(config: ModelConfig, images: Images, seed: int) -> UNet:
+    arguments: dict[str, Any] = preset(config.preset).unet | config.unet
+    if config.attention_resolutions is not None:
+        levels = len(arguments["block_out_channels"])
+        down, up = block_types(config.attention_resolutions, images.size, levels)
+        arguments |= {"down_block_types": down, "up_block_types": up}
+    if config.dropout is not None:
+        arguments["dropout"] = config.dropout
+    arguments |= {
+        "sample_size": images.size,
+        "in_channels": images.channels,
+        "out_channels": images.channels,
+        "num_class_embeds": images.num_class_embeds,
+    }
+    try:
+        network = UNet(**arguments)
+    except TypeError as error:  # a name in model.unet that UNet does not have
+        raise ValueError(f"model.unet={config.unet}: {error}") from error
+    torch.manual_seed(seed)
+    return network.paper_init_()
+
+
+def _saved_network(folder_or_repo: str, config: ModelConfig, images: Images) -> UNet:
+    network = UNet.from_pretrained(folder_or_repo)
+    for name, needed in (
+        ("in_channels", images.channels),
+        ("out_channels", images.channels),
+        ("num_class_embeds", images.num_class_embeds),
+    ):
+        if network.config[name] != needed:
+            raise ValueError(
+                f"the network in model.init_from={folder_or_repo} has {name}="
+                f"{network.config[name]}, these data need {needed}; choose data.channels, "
+                "data.class_conditional, data.num_classes or other weights"
+            )
+    if config.unet:
+        raise ValueError(
+            f"model.unet={config.unet} cannot be chosen with model.init_from={folder_or_repo}, "
+            "which brings its own"
+        )
+    network.register_to_config(sample_size=images.size)
+    if config.dropout is not None:
+        network.register_to_config(dropout=config.dropout)
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = config.dropout
+    return network

@@ -1,0 +1,55 @@
+"""What a run minimises, with what, under which schedule: diffusers' and torch's objects for it."""
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from ddpm_sa.objective import denoising_loss, timestep_weights
+from ddpm_sa.prediction import prediction
+from ddpm_sa.presets import preset
+from ddpm_sa.schedule import NoiseSchedule
+from training.config import ObjectiveConfig, OptimConfig, TrainConfig
+from training.loop import Loss, MicroBatch
+
+# DDPMScheduler's names of the schedules.
+BETA_SCHEDULE = {"linear": "linear", "cosine": "squaredcos_cap_v2", "quadratic": "scaled_linear"}
+
+
+def make_scheduler(config: TrainConfig) -> DDPMScheduler:
+    """The scheduler that describes the training: the preset's, under the config's schedule."""
+    return DDPMScheduler(
+        **preset(config.model.preset).scheduler
+        | {
+            "num_train_timesteps": config.schedule.num_timesteps,
+            "beta_schedule": BETA_SCHEDULE[config.schedule.kind],
+            "beta_start": config.schedule.beta_start,
+            "beta_end": config.schedule.beta_end,
+            "prediction_type": config.objective.prediction_type,
+        }
+    )
+
+
+def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig) -> Loss:
+    """The loss of each image of a micro-batch."""
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    meaning = prediction(config.prediction_type)
+    weights = timestep_weights(schedule, meaning, config.weighting)
+
+    def loss_of(network: nn.Module, batch: MicroBatch) -> Tensor:
+        return denoising_loss(
+            network, schedule, meaning, batch.x_0, batch.eps, batch.t, batch.class_labels, weights
+        )
+
+    return loss_of
+
+
+def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Adam; its weight decay, where there is any, is AdamW's."""
+    return torch.optim.AdamW(
+        network.parameters(),
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )

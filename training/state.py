@@ -1,0 +1,153 @@
+"""Checkpoints: written aside, flushed, renamed; verified before they are trusted.
+
+A checkpoint is a folder: weights, average and optimiser by parameter name (safetensors),
+state.json, and manifest.json with the size and SHA-256 of each of these.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from training.ema import EMA
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What a checkpoint holds of a run, besides plain numbers."""
+
+    network: nn.Module
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """File stem -> tensors by name; the optimiser's are `parameter:quantity`."""
+        optimizer = {
+            f"{name}:{key}": value
+            for name, parameter in self.network.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+        weights = dict(self.network.state_dict())
+        return {"weights": weights, "ema": self.ema.state_dict(), "optimizer": optimizer}
+
+    def load(self, folder: Path) -> None:
+        """Take a checkpoint's tensors.
+
+        Raises:
+            ValueError: If they are not this network's.
+        """
+        try:
+            self.network.load_state_dict(load_file(folder / "weights.safetensors"))
+        except RuntimeError as error:
+            raise ValueError(f"{folder} does not fit the network: {error}") from error
+        self.ema.load_state_dict(load_file(folder / "ema.safetensors"))
+        parameters = dict(self.network.named_parameters())
+        for name, value in load_file(folder / "optimizer.safetensors").items():
+            owner, _, key = name.rpartition(":")
+            parameter = parameters[owner]
+            # Adam's step count is a scalar that stays where the optimiser made it: the CPU,
+            # unless fused.
+            fused = self.optimizer.param_groups[0].get("fused")
+            device = parameter.device if key != "step" or fused else torch.device("cpu")
+            layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+            self.optimizer.state[parameter][key] = value.to(device).contiguous(memory_format=layout)
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where a run keeps its checkpoint after `step` updates."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def save_checkpoint(folder: Path, trainee: Trainee, state: dict[str, Any], keep: int) -> None:
+    """Write a checkpoint so that it is either whole or not there, then remove the oldest.
+
+    Args:
+        folder: Its final name, from `checkpoint_path`.
+        trainee: What is trained.
+        state: Plain values for state.json.
+        keep: Checkpoints left in the run, this one included.
+    """
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for stem, tensors in trainee.tensors().items():
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, aside / f"{stem}.safetensors")
+    _write_json(aside / STATE, state)
+    files = {path.name: _fingerprint(path) for path in sorted(aside.iterdir())}
+    _write_json(aside / MANIFEST, files)
+    for path in (*aside.iterdir(), aside):
+        _flush(path)
+    if folder.exists():  # an earlier one that was found damaged and passed over
+        shutil.rmtree(folder)
+    aside.rename(folder)
+    _flush(folder.parent)
+    for old in _checkpoints(folder.parent.parent)[keep:]:
+        shutil.rmtree(old)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's plain values."""
+    return json.loads((folder / STATE).read_text(encoding="utf-8"))
+
+
+def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and what is wrong with those passed over."""
+    passed_over = []
+    for folder in _checkpoints(run):
+        if damage := damage_of(folder):
+            passed_over.append(damage)
+        else:
+            return folder, passed_over
+    return None, passed_over
+
+
+def damage_of(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words, or None."""
+    try:
+        manifest: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in manifest.items():
+            size = (folder / name).stat().st_size
+            if size != expected["size"]:
+                return f"{folder / name} has {size} bytes instead of {expected['size']}"
+            if _fingerprint(folder / name) != expected:
+                return f"{folder / name} is not what was written (its SHA-256 differs)"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{folder} is incomplete ({error})"
+    return None
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """The newest first; unfinished ones end in .partial and are not among them."""
+    names = (run / "checkpoints").glob("step-*")
+    return sorted((path for path in names if path.name[5:].isdigit()), reverse=True)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,79 @@
+"""Train a U-Net: `accelerate launch training/train.py --config training/configs/mnist.yaml`.
+
+--help lists every setting.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from accelerate import PartialState
+
+from ddpm_sa.cli import parse, run_program
+from training.config import TrainConfig
+from training.data import open_images, prefetched
+from training.draws import Draws
+from training.ema import EMA
+from training.launch import StopRequest, make_accelerator, make_layout, settle
+from training.log import RunLog, report
+from training.loop import learning_rate, make_batch, train_steps
+from training.network import build_network
+from training.recipe import make_loss, make_optimizer, make_scheduler
+from training.run import RunFolder, averaged_pipeline, find_checkpoint
+from training.state import Trainee
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train as the command line says, then leave the process group."""
+    train(parse(TrainConfig, argv))
+    PartialState().destroy_process_group()
+
+
+def train(config: TrainConfig) -> None:
+    """Train as the configuration says; at the end the model is in output_dir/model.
+
+    Everything a user may have got wrong is found before anything is written.
+    """
+    config, layout = settle(config), make_layout(config)
+    images = open_images(config.data)
+    network = build_network(config.model, images, config.seed)
+    scheduler = make_scheduler(config)
+    checkpoint, notes = find_checkpoint(config)
+
+    accelerator = make_accelerator(config, layout)
+    if config.compile:
+        network.compile(dynamic=False)
+    prepared, optimizer = accelerator.prepare(network, make_optimizer(network, config.optim))
+    ema = EMA(dict(network.named_parameters()), config.ema.decay, config.ema.warmup)
+    pipeline = averaged_pipeline(network, ema, scheduler, images)
+    run = RunFolder(accelerator, config, Trainee(network, ema, optimizer))
+    start, log_state = run.restore(checkpoint)
+    accelerator.print(*notes, report(config, layout, images, network, start), sep="\n")
+
+    draws = Draws.of(config, images.length)
+    batches = prefetched(partial(make_batch, images, draws, layout), range(start, config.steps))
+    log, stop = RunLog(accelerator, config, log_state, start), StopRequest(config.time_limit)
+    loss = make_loss(scheduler, config.objective)
+    lr, clip = partial(learning_rate, config.optim), config.optim.grad_clip
+    with log, stop:
+        for progress in train_steps(
+            accelerator, prepared, optimizer, loss, batches, lr, clip, stop
+        ):
+            last = progress.stop or progress.step == config.steps
+            ema.update(progress.step - 1)
+            log.update(progress)
+            if last or progress.step % config.save_every == 0:
+                run.save(progress.step, log.state())
+            if not last and progress.step % (config.sample_every or config.steps) == 0:
+                log.samples(pipeline)
+            if last:
+                break
+        run.finish(pipeline, log.samples(pipeline))
+    accelerator.print(log.farewell(stop.reason))
+
+
+if __name__ == "__main__":
+    run_program(main)
