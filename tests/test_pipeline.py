@@ -195,7 +195,7 @@ def test_diffusers_alone_opens_and_samples_what_we_save(tmp_path):
         [sys.executable, "-c", CHECK_WITHOUT_US, *(str(tmp_path / name) for name in kinds)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr[-2000:]
