@@ -40,7 +40,7 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
     try:
         settings = parser.parse_args(argv)
         settings.pop("config", None)
-        return config(**vars(parser.instantiate_classes(settings)))
+        return config(**vars(parser.instantiate(settings)))
     except (ArgumentError, ValueError, TypeError) as error:
         raise ValueError(f"{_one_line(str(error))} (--help lists every setting)") from error
 

@@ -75,7 +75,8 @@ class PaperWeights:
 
     def has(self, prefix: str) -> bool:
         """Whether any name begins like this."""
-        return any(name.startswith(self.spell(prefix)) for name in self.weights)
+        theirs = self.spell(prefix)
+        return any(name.startswith(theirs) for name in self.weights)
 
     def tensor(self, name: str) -> Tensor:
         """A copy in torch's layout, float32."""
@@ -83,8 +84,9 @@ class PaperWeights:
         if theirs not in self.weights:
             raise ValueError(f"{theirs} is missing: these are not all weights of one network")
         weight = self.weights[theirs]
-        array = weight.detach().cpu() if isinstance(weight, Tensor) else np.asarray(weight)
-        return self.to_torch(torch.tensor(array, dtype=torch.float32))
+        # np.array copies, so that an array that may not be written to is taken without a warning.
+        array = weight.detach().cpu() if isinstance(weight, Tensor) else np.array(weight)
+        return self.to_torch(torch.asarray(array, dtype=torch.float32, copy=True))
 
     def shape(self, name: str, ndim: int) -> torch.Size:
         """The shape of `tensor`, which must have that many axes."""
