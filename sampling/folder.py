@@ -37,12 +37,14 @@ def begin(
         The indices whose files are not there.
 
     Raises:
-        ValueError: If the folder holds images that were made otherwise.
+        ValueError: If the folder is a file, or holds images that were made otherwise.
     """
     images = {
         image_file(folder, index).name: {"index": index, "class_label": label}
         for index, label in class_labels.items()
     }
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir={folder} is a file")
     images = _images_so_far(folder, settings, images) | images
     folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": settings, "environment": environment, "images": images}

@@ -179,6 +179,13 @@ def test_mistakes_end_in_one_line_and_leave_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_is_no_output_folder(models, sample, tmp_path):
+    (tmp_path / "out").write_text("")
+    code, _, error = sample("--model", models / "grey", "--output_dir", tmp_path / "out")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "is a file" in error
+
+
 def test_pictures_of_unknown_origin_are_left_alone(models, sample, tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "holiday.png")
     code, _, error = sample("--model", models / "grey", "--output_dir", tmp_path)
