@@ -1,0 +1,152 @@
+import os
+import resource
+import shutil
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from training.config import OptimConfig
+from training.ema import EMA
+from training.recipe import make_optimizer
+from training.state import (
+    Trainee,
+    checkpoint_path,
+    damage_of,
+    load_state,
+    newest_checkpoint,
+    save_checkpoint,
+)
+
+
+def make_trainee(seed: int = 0, width: int = 4) -> Trainee:
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 3, 1))
+    network.to(memory_format=torch.channels_last)
+    ema = EMA(dict(network.named_parameters()), 0.9)
+    return Trainee(network, ema, make_optimizer(network, OptimConfig()))
+
+
+def train(trainee: Trainee, updates: range) -> None:
+    for update in updates:
+        torch.manual_seed(100 + update)
+        trainee.optimizer.zero_grad()
+        trainee.network(torch.randn(2, 3, 4, 4)).square().mean().backward()
+        trainee.optimizer.step()
+        trainee.ema.update(update)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with checkpoints after 1, 2 and 3 updates."""
+    trainee = make_trainee()
+    for step in (1, 2, 3):
+        train(trainee, range(step - 1, step))
+        save_checkpoint(checkpoint_path(tmp_path, step), trainee, {"step": step}, keep=9)
+    return tmp_path
+
+
+def test_training_from_a_checkpoint_gives_the_bits_of_training_on(run):
+    straight, resumed = make_trainee(), make_trainee(seed=7)
+    train(straight, range(5))
+    resumed.load(checkpoint_path(run, 2))
+    train(resumed, range(2, 5))
+    for stem, tensors in straight.tensors().items():
+        others = resumed.tensors()[stem]
+        assert tensors.keys() == others.keys()
+        for name in tensors:
+            assert tensors[name].equal(others[name]), (stem, name)
+
+
+def test_plain_values_come_back_exactly(tmp_path):
+    state = {"step": 3, "losses": [0.1, 1e-300, 2 / 3], "name": "σ"}
+    save_checkpoint(checkpoint_path(tmp_path, 3), make_trainee(), state, keep=1)
+    assert load_state(checkpoint_path(tmp_path, 3)) == state
+
+
+def test_newest_checkpoint_is_the_last(run):
+    assert newest_checkpoint(run) == (checkpoint_path(run, 3), [])
+
+
+def flip_a_byte(folder):
+    path = folder / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    return "weights.safetensors is not what was written"
+
+
+def truncate(folder):
+    os.truncate(folder / "ema.safetensors", 100)
+    return "ema.safetensors has 100 bytes instead of"
+
+
+def remove_a_file(folder):
+    (folder / "optimizer.safetensors").unlink()
+    return "optimizer.safetensors"
+
+
+def remove_the_manifest(folder):
+    (folder / "manifest.json").unlink()
+    return "manifest.json"
+
+
+def spoil_the_manifest(folder):
+    (folder / "manifest.json").write_text('{"state.json": 3}')
+    return "is incomplete"
+
+
+DAMAGES = [flip_a_byte, truncate, remove_a_file, remove_the_manifest, spoil_the_manifest]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_checkpoint_is_named_and_passed_over(run, damage):
+    words = damage(checkpoint_path(run, 3))
+    folder, (passed_over,) = newest_checkpoint(run)
+    assert folder == checkpoint_path(run, 2)
+    assert "step-00000003" in passed_over
+    assert words in passed_over
+
+
+def test_run_without_a_whole_checkpoint_has_none(run):
+    for step in (1, 2, 3):
+        truncate(checkpoint_path(run, step))
+    folder, passed_over = newest_checkpoint(run)
+    assert folder is None
+    assert len(passed_over) == 3
+    assert newest_checkpoint(run / "nothing") == (None, [])
+
+
+def test_unfinished_checkpoint_is_not_one(run):
+    whole = checkpoint_path(run, 3)
+    shutil.copytree(whole, whole.with_name("step-00000004.partial"))
+    assert newest_checkpoint(run)[0] == whole
+
+
+def test_oldest_checkpoints_are_removed(run):
+    save_checkpoint(checkpoint_path(run, 4), make_trainee(), {}, keep=2)
+    left = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert left == ["step-00000003", "step-00000004"]
+
+
+def test_a_damaged_checkpoint_is_written_again(run):
+    truncate(checkpoint_path(run, 3))
+    save_checkpoint(checkpoint_path(run, 3), make_trainee(), {"step": 3}, keep=9)
+    assert damage_of(checkpoint_path(run, 3)) is None
+
+
+def test_a_save_that_fails_leaves_the_one_before_it(run):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # as a quota would
+    try:
+        with pytest.raises((OSError, SafetensorError)):
+            save_checkpoint(checkpoint_path(run, 4), make_trainee(width=64), {}, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert newest_checkpoint(run) == (checkpoint_path(run, 3), [])
+
+
+def test_checkpoint_of_another_network_is_refused(run):
+    with pytest.raises(ValueError, match="does not fit the network"):
+        make_trainee(width=8).load(checkpoint_path(run, 3))
