@@ -90,8 +90,8 @@ class UNetFiles(ModelMixin, ConfigMixin):
             if folder.is_dir() and not (folder / (place or "") / "config.json").is_file():
                 continue
             try:
-                config = cls.load_config(folder_or_repo, subfolder=place, **hub)
-                return dict(config), place
+                config: Any = cls.load_config(folder_or_repo, subfolder=place, **hub)
+                return config, place
             except _UNREADABLE as error:
                 reason = str(error)
         if folder.exists():
