@@ -4,7 +4,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ddpm_sa.attention import PixelAttention, SAGANAttention
+from ddpm_sa.attention import PixelAttention, SAGANAttention, scaled_dot_product
 from tests.reference import Fixture, randomise_
 
 
@@ -127,6 +127,18 @@ def test_attend_slot_takes_another_callable_and_gives_the_default_back(layer: nn
     layer.attend = default
     assert torch.equal(layer(x), out)
     assert not any("attend" in name for name in layer.state_dict())
+
+
+@pytest.mark.parametrize("pixels", [24, 1056], ids=["short", "long"])
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_default_of_the_slot_is_the_textbooks_formula_at_every_length(
+    pixels: int, scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, pixels, 4, generator=generator, dtype=torch.float64)
+    out = scaled_dot_product(q, k, v, scale=scale, grid=(pixels // 12, 12))
+    expected = Explicit()(q, k, v, scale=scale, grid=(pixels // 12, 12))
+    assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_widths_that_do_not_divide_are_refused_with_their_numbers() -> None:

@@ -17,6 +17,16 @@ def test_standard_normal_row_depends_on_its_index_alone() -> None:
         assert torch.equal(row, standard_normal(shape, 0, "initial", [index])[0])
 
 
+def test_standard_normal_of_another_step_or_purpose_is_other_noise() -> None:
+    draws = {
+        tuple(standard_normal((4,), 0, purpose, [index], step)[0].tolist())
+        for purpose in ("initial", "steps")
+        for index in (0, 1)  # (0, 1) and (1, 0) differ too
+        for step in (0, 1)
+    }
+    assert len(draws) == 8
+
+
 def test_every_part_of_an_address_changes_the_numbers() -> None:
     addresses = [
         (0, "initial", (5, 0)),

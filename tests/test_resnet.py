@@ -67,6 +67,21 @@ def test_downsample_pads_the_end_alone_or_all_around(padding: int, around: tuple
     assert_close(layer(RAMP, torch.empty(0))[0, 0], torch.tensor(windows))
 
 
+@pytest.mark.parametrize("height", [4, 40], ids=["few pixels", "many pixels"])
+def test_upsample_convolves_the_doubled_image_whichever_way_it_takes(height: int) -> None:
+    layer = randomise_(Upsample(3)).double()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, height, 32, generator=generator, dtype=torch.float64, requires_grad=True)
+    results = []
+    for out in (
+        layer(x, torch.empty(0)),
+        functional.conv2d(double(x), layer.conv.weight, layer.conv.bias, padding=1),
+    ):
+        results.append([out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])])
+    # Sums of up to 40 x 32 x 4 products in another order.
+    assert_close(results[0], results[1], rtol=1e-11, atol=1e-11)
+
+
 def test_upsample_repeats_before_it_convolves() -> None:
     layer = Upsample(1)
     torch.nn.init.zeros_(layer.conv.bias)
