@@ -48,6 +48,7 @@ def arguments(data: Path | str, output_dir: Path, **changes: object) -> list[str
         "data__source": data,
         "data__size": 8,
         "model__unet": TINY_UNET,
+        "model__dropout": 0.0,
         "optim__lr": 1e-3,
         "optim__warmup_steps": 2,
         "ema__decay": 0.9,

@@ -18,13 +18,40 @@ from training.draws import Layout
 PACKAGE_OF_TRACKER = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
+def join() -> PartialState:
+    """Meet the other processes that torchrun, accelerate or a cluster started, if any.
+
+    Raises:
+        ValueError: If they were started in a way that accelerate does not recognise.
+    """
+    here = PartialState(cpu=without_accelerator())
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != here.num_processes:
+        raise ValueError(
+            f"{started} processes were started but each sees {here.num_processes}; start them by "
+            "torchrun --nproc_per_node or accelerate launch"
+        )
+    return here
+
+
+def leave() -> None:
+    """Part from the other processes."""
+    PartialState().destroy_process_group()
+
+
+def without_accelerator() -> bool:
+    """Whether the run is the CPU's; accelerate joins CPU processes only if it is told so."""
+    asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    return asked or not torch.accelerator.is_available()
+
+
 def settle(config: TrainConfig) -> TrainConfig:
     """Replace `auto` by what it means on this machine.
 
     Raises:
         ValueError: If the machine lacks something that was asked for.
     """
-    device = PartialState().device
+    device = join().device
     assert device is not None
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise ValueError("mixed_precision=fp16 needs a GPU; use bf16 or no on a CPU")
@@ -56,7 +83,7 @@ def make_layout(config: TrainConfig) -> Layout:
     Raises:
         ValueError: If processes and micro-batches do not divide the batch.
     """
-    here = PartialState()
+    here = join()
     return Layout(
         config.batch_size, here.num_processes, here.process_index, config.micro_batch_size
     )
@@ -69,6 +96,7 @@ def make_accelerator(config: TrainConfig, layout: Layout) -> Accelerator:
     # never stopped, and from 3 processes on differ in its last bits.
     fixed_buckets = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(
+        cpu=without_accelerator(),
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=layout.accumulation, sync_with_dataloader=False

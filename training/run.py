@@ -1,5 +1,6 @@
 """The folder of a run: whether it may begin or go on, what it keeps, the model it ends with."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,10 @@ def find_checkpoint(config: TrainConfig) -> tuple[Path | None, list[str]]:
                 f"output_dir={run} holds another run than resume={folder}; choose a new output_dir"
             )
     if folder is not None:
-        check_same_run(load_state(folder)["config"], config)
+        state = load_state(folder)
+        check_same_run(state["config"], config)
+        if state["step"] > config.steps:
+            raise ValueError(f"steps={config.steps}, but {folder} has {state['step']} behind it")
     return folder, notes
 
 
@@ -93,7 +97,7 @@ class RunFolder:
         if accelerator.is_main_process:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                save_config(config, self.path / "config.yaml")
+                save_config(replace(config, resume="never"), self.path / "config.yaml")
             except OSError as error:
                 raise ValueError(f"output_dir={self.path} cannot be written: {error}") from error
         accelerator.wait_for_everyone()

@@ -10,14 +10,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from accelerate import PartialState
-
 from ddpm_sa.cli import parse, run_program
 from training.config import TrainConfig
 from training.data import open_images, prefetched
 from training.draws import Draws
 from training.ema import EMA
-from training.launch import StopRequest, make_accelerator, make_layout, settle
+from training.launch import StopRequest, leave, make_accelerator, make_layout, settle
 from training.log import RunLog, report
 from training.loop import learning_rate, make_batch, train_steps
 from training.network import build_network
@@ -29,7 +27,7 @@ from training.state import Trainee
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says, then leave the process group."""
     train(parse(TrainConfig, argv))
-    PartialState().destroy_process_group()
+    leave()
 
 
 def train(config: TrainConfig) -> None:
