@@ -273,6 +273,7 @@ def test_forward_and_backward_are_one_graph() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # inductor's own
 def test_compiled_network_computes_the_same() -> None:
     compiles("inductor")
 
