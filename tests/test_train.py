@@ -195,6 +195,23 @@ def test_fine_tuning_starts_from_the_weights_it_is_given(pictures, saved_network
     assert same_bits(checkpoint(run, 1, "weights"), given)
 
 
+def test_fine_tuning_towards_another_target_is_said(straight, pictures, tmp_path, capsys):
+    changes = {"model__unet": None, "model__init_from": straight / "model", "steps": 1}
+    run_here(arguments(pictures, tmp_path / "same", **changes))
+    assert "warning" not in capsys.readouterr().out
+    changes["objective__prediction_type"] = "v_prediction"
+    run_here(arguments(pictures, tmp_path / "other", **changes))
+    assert "was trained with prediction_type=epsilon" in capsys.readouterr().out
+
+
+def test_gradient_checkpointing_changes_no_gradient(pictures, saved_network, tmp_path):
+    changes = SAVED | {"model__init_from": saved_network, "steps": 2}
+    plain, lean = tmp_path / "plain", tmp_path / "lean"
+    run_here(arguments(pictures, plain, **changes))
+    run_here(arguments(pictures, lean, **changes, model__gradient_checkpointing="true"))
+    assert_same_gradient(gradient(plain), gradient(lean))
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_training_lowers_the_loss_on_one_image(tmp_path, precision):
     folder = picture_folder(tmp_path / "pictures", each=1)
@@ -375,6 +392,7 @@ def test_error_under_torchrun_is_printed_once(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # inductor's own
 def test_compiled_training_resumes_bit_for_bit(pictures, tmp_path):
     straight, run = tmp_path / "straight", tmp_path / "run"
     run_here(arguments(pictures, straight, compile="true"))

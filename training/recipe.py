@@ -4,6 +4,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from ddpm_sa.model_folder import load_scheduler, local_folder
 from ddpm_sa.objective import denoising_loss, timestep_weights
 from ddpm_sa.prediction import prediction
 from ddpm_sa.presets import preset
@@ -27,6 +28,23 @@ def make_scheduler(config: TrainConfig) -> DDPMScheduler:
             "prediction_type": config.objective.prediction_type,
         }
     )
+
+
+def fine_tuning_notes(config: TrainConfig) -> list[str]:
+    """What is odd about going on from the weights of `model.init_from` under these settings."""
+    if config.model.init_from is None:
+        return []
+    try:
+        before = load_scheduler(local_folder(config.model.init_from)).config
+    except ValueError:  # weights without a scheduler do not say how they were trained
+        return []
+    now = make_scheduler(config).config
+    return [
+        f"warning     {config.model.init_from} was trained with {name}={before[name]}, this run "
+        f"has {now[name]}"
+        for name in ("prediction_type", "beta_schedule", "beta_end", "num_train_timesteps")
+        if before.get(name) != now[name]
+    ]
 
 
 def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig) -> Loss:

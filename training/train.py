@@ -19,7 +19,7 @@ from training.launch import StopRequest, leave, make_accelerator, make_layout, s
 from training.log import RunLog, report
 from training.loop import learning_rate, make_batch, train_steps
 from training.network import build_network
-from training.recipe import make_loss, make_optimizer, make_scheduler
+from training.recipe import fine_tuning_notes, make_loss, make_optimizer, make_scheduler
 from training.run import RunFolder, averaged_pipeline, find_checkpoint
 from training.state import Trainee
 
@@ -40,6 +40,7 @@ def train(config: TrainConfig) -> None:
     network = build_network(config.model, images, config.seed)
     scheduler = make_scheduler(config)
     checkpoint, notes = find_checkpoint(config)
+    notes += fine_tuning_notes(config)
 
     accelerator = make_accelerator(config, layout)
     if config.compile:
