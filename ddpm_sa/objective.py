@@ -58,7 +58,8 @@ def timestep_weights(
         (T,), float64.
 
     Raises:
-        ValueError: If kind is neither, or gamma is not positive.
+        ValueError: If kind is neither, gamma is not positive, or the weights are not finite: where
+            no signal is left, epsilon says nothing of x_0.
     """
     if kind == "uniform":
         return torch.ones_like(schedule.betas)
@@ -66,4 +67,11 @@ def timestep_weights(
         raise ValueError(f"weighting={kind!r} is unknown; known are uniform, min_snr")
     if gamma <= 0:
         raise ValueError(f"gamma={gamma} must be greater than 0")
-    return schedule.snr.clamp(max=gamma) * prediction.x_0_error(schedule)
+    weights = schedule.snr.clamp(max=gamma) * prediction.x_0_error(schedule)
+    if not weights.isfinite().all():
+        t = int((~weights.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"min_snr has no weight for prediction_type={prediction.name!r} at t={t}, where the "
+            "schedule leaves no signal; use v_prediction"
+        )
+    return weights

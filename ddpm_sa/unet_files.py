@@ -4,8 +4,10 @@ Reading is diffusers' own (shards, old attention names, hub and all); what it wo
 is an error here, since a network that lacks a weight samples noise.
 """
 
+import contextlib
 import inspect
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,9 +15,21 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.utils import logging
 
 # torch's and diffusers' ways to say that a file or a repository is not there, or not whole.
 _UNREADABLE = (OSError, RuntimeError, ValueError)
+
+
+@contextlib.contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """What diffusers would warn of on loading is an error here, said once and in one line."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 class UNetFiles(ModelMixin, ConfigMixin):
@@ -60,20 +74,26 @@ class UNetFiles(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"{folder_or_repo}: config.json has {', '.join(unknown)}, which UNet does not know"
             )
-        try:
-            unet, report = super().from_pretrained(  # type: ignore[misc]
-                folder_or_repo,
-                subfolder=subfolder,
-                torch_dtype=torch_dtype,
-                variant=variant,
-                output_loading_info=True,
-                **hub,
-            )
-        except _UNREADABLE as error:
-            raise ValueError(f"{folder_or_repo}: {error}") from error
+        with _quiet_diffusers():
+            try:
+                unet, report = super().from_pretrained(  # type: ignore[misc]
+                    folder_or_repo,
+                    subfolder=subfolder,
+                    torch_dtype=torch_dtype,
+                    variant=variant,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they come back in the report
+                    **hub,
+                )
+            except _UNREADABLE as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(
+                    f"the weights of {folder_or_repo} cannot be read: {reason}"
+                ) from error
         for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[fault]:
-                names = [str(name) for name in report[fault]]
+                # A misshapen weight comes with its two shapes.
+                names = [name if isinstance(name, str) else name[0] for name in report[fault]]
                 raise ValueError(
                     f"{folder_or_repo}: {len(names)} {fault.replace('_keys', '')} weights, "
                     f"{names[0]} first; the file and config.json are not of the same network"
@@ -93,8 +113,10 @@ class UNetFiles(ModelMixin, ConfigMixin):
                 config: Any = cls.load_config(folder_or_repo, subfolder=place, **hub)
                 return config, place
             except _UNREADABLE as error:
-                reason = str(error)
+                reason = str(error).splitlines()[0]
         if folder.exists():
+            if reason:
+                raise ValueError(f"config.json of {folder} cannot be read: {reason}")
             raise ValueError(
                 f"{folder} holds no network: there is no config.json in it"
                 + (f" or in its {subfolder}/" if subfolder else "")
