@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ddpm_sa.maps import record_attention
     from ddpm_sa.pipeline import Pipeline
     from ddpm_sa.presets import preset
     from ddpm_sa.schedule import NoiseSchedule
@@ -17,8 +18,9 @@ _HOMES = {
     "Pipeline": "pipeline",
     "UNet": "unet",
     "preset": "presets",
+    "record_attention": "maps",
 }
-__all__ = ["NoiseSchedule", "Pipeline", "UNet", "preset"]
+__all__ = ["NoiseSchedule", "Pipeline", "UNet", "preset", "record_attention"]
 
 
 def __getattr__(name: str) -> Any:
