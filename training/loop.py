@@ -15,6 +15,7 @@ from ddpm_sa.images import to_tensor
 from training.config import OptimConfig
 from training.data import Images
 from training.draws import Draw, Draws, Layout, seed_dropout
+from training.network import memory_format
 
 Loss = Callable[[nn.Module, "MicroBatch"], Tensor]
 
@@ -36,10 +37,11 @@ class MicroBatch:
     class_labels: Tensor | None
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The images, noise and labels on a device, in channels_last order."""
+        """The images, noise and labels on a device, in the order that suits it."""
+        order = memory_format(device)
         return MicroBatch(
-            self.x_0.to(device).contiguous(memory_format=torch.channels_last),
-            self.eps.to(device).contiguous(memory_format=torch.channels_last),
+            self.x_0.to(device).contiguous(memory_format=order),
+            self.eps.to(device).contiguous(memory_format=order),
             self.t,
             None if self.class_labels is None else self.class_labels.to(device),
         )

@@ -56,12 +56,14 @@ class Trainee:
         for name, value in load_file(folder / "optimizer.safetensors").items():
             owner, _, key = name.rpartition(":")
             parameter = parameters[owner]
+            if value.shape == parameter.shape:
+                # In the order of the parameter's memory, as the optimiser itself makes it.
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             # Adam's step count is a scalar that stays where the optimiser made it: the CPU,
             # unless fused.
-            fused = self.optimizer.param_groups[0].get("fused")
-            device = parameter.device if key != "step" or fused else torch.device("cpu")
-            layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
-            self.optimizer.state[parameter][key] = value.to(device).contiguous(memory_format=layout)
+            elif self.optimizer.param_groups[0].get("fused"):
+                value = value.to(parameter.device)
+            self.optimizer.state[parameter][key] = value
 
 
 def checkpoint_path(run: Path, step: int) -> Path:

@@ -18,7 +18,7 @@ from training.ema import EMA
 from training.launch import StopRequest, leave, make_accelerator, make_layout, settle
 from training.log import RunLog, report
 from training.loop import learning_rate, make_batch, train_steps
-from training.network import build_network
+from training.network import build_network, memory_format
 from training.recipe import fine_tuning_notes, make_loss, make_optimizer, make_scheduler
 from training.run import RunFolder, averaged_pipeline, find_checkpoint
 from training.state import Trainee
@@ -43,6 +43,7 @@ def train(config: TrainConfig) -> None:
     notes += fine_tuning_notes(config)
 
     accelerator = make_accelerator(config, layout)
+    network.to(memory_format=memory_format(accelerator.device))  # pyright: ignore[reportCallIssue]
     if config.compile:
         network.compile(dynamic=False)
     prepared, optimizer = accelerator.prepare(network, make_optimizer(network, config.optim))
