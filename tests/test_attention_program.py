@@ -1,0 +1,211 @@
+"""sampling/attention.py. Its drawing is looked at by people; here, what it draws and refuses."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image
+
+from ddpm_sa import Pipeline, UNet, record_attention
+from ddpm_sa.cli import run_program
+from sampling.attention import gather_queries, main
+from sampling.attention_figure import draw_course, draw_layers
+from sampling.course import Course, brightest_and_darkest
+from tests.reference import SMALL, randomise_
+
+LAYERS = [
+    "down_blocks.1.attentions.0",
+    "mid_block.attentions.0",
+    "up_blocks.0.attentions.0",
+    "up_blocks.0.attentions.1",
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of untrained networks: grey, of two channels with classes, and without attention."""
+    folder = tmp_path_factory.mktemp("models")
+    nothing = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    for name, channels, more in [
+        ("grey", 1, {}),
+        ("two", 2, {"num_class_embeds": 3}),
+        ("none", 1, nothing | {"add_attention": False}),
+    ]:
+        config = {"sample_size": (8, 12), "in_channels": channels, "out_channels": channels}
+        unet = randomise_(UNet(**SMALL | config | more))
+        Pipeline(unet, DDPMScheduler()).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def attention(monkeypatch, capsys):
+    """Run the program in this process: words -> (exit code, stdout, stderr)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["attention.py", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            run_program(main)
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+def numbers(folder):
+    with np.load(folder / "attention.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "heun"])
+def test_numbers_are_those_of_record_attention_and_of_the_pipeline(
+    scheduler, models, attention, tmp_path
+):
+    words = ["--query", "2,11", "--query=7,0", "--steps", 4, "--seed", 3, "--index", 5]
+    code, said, error = attention(
+        "--model", models / "grey", "--output_dir", tmp_path, "--scheduler", scheduler, *words
+    )
+    assert code == 0, error
+    assert said.startswith(f"queries 2,11, 7,0 in {LAYERS[-1]}: ")
+    names = ["attention.npz", "attention.png", "layers.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for picture in ("attention.png", "layers.png"):
+        with Image.open(tmp_path / picture) as drawn:
+            assert min(drawn.size) > 500
+
+    found = numbers(tmp_path)
+    pipeline = Pipeline.from_pretrained(models / "grey")
+    with record_attention(pipeline.unet, queries=[(2, 11), (7, 0)]) as maps:
+        (batch,) = pipeline.batches([5], 4, 3, 1, scheduler)
+    evaluations = {"ddim": 4, "heun": 7}[scheduler]
+    assert {name for name in found if name.startswith("maps/")} == {f"maps/{n}" for n in LAYERS}
+    for name in LAYERS:
+        kept = torch.cat(maps[name])[:, 0].numpy()
+        assert kept.shape == (evaluations, 2, 4, 6)
+        np.testing.assert_array_equal(found[f"maps/{name}"], kept)
+    np.testing.assert_array_equal(found["image"], batch.images[0].numpy())
+    np.testing.assert_array_equal(found["queries"], [(2, 11), (7, 0)])
+    assert found["x_t"].shape == found["x_0"].shape == (evaluations, 1, 8, 12)
+    assert (np.diff(found["timesteps"]) <= 0).all()
+
+
+def test_queries_are_chosen_where_none_is_given(models, attention, tmp_path):
+    code, said, error = attention(
+        "--model", models / "two", "--output_dir", tmp_path, "--steps", 2, "--layer", LAYERS[1]
+    )
+    assert code == 0, error
+    assert f"in {LAYERS[1]}: " in said
+    found = numbers(tmp_path)
+    assert found["queries"].shape == (2, 2)
+    np.testing.assert_array_equal(found["queries"], brightest_and_darkest(found["image"]))
+
+
+def test_the_brightest_and_the_darkest_place_are_found_and_of_equals_the_most_central():
+    image = np.full((3, 20, 30), -1, np.float32)
+    image[:, 2:7, 10:15] = 1
+    image[:, 0, 29] = 1  # one pixel is no place
+    bright, dark = brightest_and_darkest(image)
+    assert bright == (4, 12)
+    assert dark == (9, 14)  # 9, 10 and 14, 15 are in the middle
+
+
+def test_every_map_is_drawn_where_it_belongs():
+    """Panels are read back: each holds its map's numbers, in the image's coordinates."""
+    random = np.random.default_rng(0)
+    maps = {name: random.dirichlet(np.ones(24), (9, 2)).reshape(9, 2, 4, 6) for name in LAYERS}
+    course = Course(
+        timesteps=np.linspace(999, 0, 9, dtype=np.float32),
+        x_t=random.normal(size=(9, 3, 8, 12)).astype(np.float32),
+        x_0=random.uniform(-1, 1, (9, 3, 8, 12)).astype(np.float32),
+        image=np.zeros((3, 8, 12), np.float32),
+        queries=np.array([(2, 11), (7, 0)]),
+        maps={name: array.astype(np.float32) for name, array in maps.items()},
+    )
+    moments = course.moments(6)
+    assert moments == [0, 2, 3, 5, 6, 8]
+    figure = draw_course(course, LAYERS[1], "title")
+    panels = [axis for axis in figure.axes if axis.images]
+    assert len(panels) == 4 * 6
+    for number, (y, x) in enumerate(course.queries):
+        for column, moment in enumerate(moments):
+            panel = panels[(2 + number) * 6 + column]
+            np.testing.assert_array_equal(
+                panel.images[0].get_array(), course.maps[LAYERS[1]][moment, number]
+            )
+            assert panel.images[0].get_extent() == [-0.5, 11.5, 7.5, -0.5]
+            assert {(*ring.get_ydata(), *ring.get_xdata()) for ring in panel.lines} == {(y, x)}
+
+    figure = draw_layers(course, "title")
+    panels = [axis for axis in figure.axes if axis.images]
+    expected = [
+        course.maps[name][moment, number]
+        for name in LAYERS
+        for number in (0, 1)
+        for moment in moments[-3:]
+    ]
+    assert len(panels) == len(expected)
+    for panel, values in zip(panels, expected, strict=True):
+        np.testing.assert_array_equal(panel.images[0].get_array(), values)
+
+
+def test_an_image_of_one_grey_is_drawn_without_a_line():
+    flat = np.zeros((1, 1, 8, 8), np.float32)
+    course = Course(
+        timesteps=np.zeros(1, np.float32),
+        x_t=flat,
+        x_0=flat,
+        image=flat[0],
+        queries=np.array([(0, 0)]),
+        maps={LAYERS[1]: np.full((1, 1, 4, 4), 1 / 16, np.float32)},
+    )
+    panel = [axis for axis in draw_course(course, LAYERS[1], "title").axes if axis.images][2]
+    assert not panel.collections
+
+
+def test_queries_of_a_command_line_become_one_list():
+    words = ["--query", "1,2", "--seed", "3", "--query=4,5"]
+    assert gather_queries(words) == ["--seed", "3", "--query", "[[1,2],[4,5]]"]
+    assert gather_queries(["--seed", "3"]) == ["--seed", "3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--query", "8,0"], "query=8,0 lies outside the image of 8 x 12 pixels; y comes first"),
+        (["--query", "0,12"], "query=0,12 lies outside"),
+        (["--query", "-1,0"], "'-1,0' must be a pixel Y,X"),
+        (["--query", "3"], "'3' must be a pixel Y,X"),
+        (["--query", "1,2,3"], "must be a pixel Y,X"),
+        (["--query"], "must be a pixel Y,X"),
+        (["--query", "1,1"] * 13, "13 queries are too many"),
+        (["--layer", "mid_block"], f"'mid_block' is unknown; known are {', '.join(LAYERS)}"),
+        (["--seed", -1], "seed=-1 must be 0 or greater"),
+        (["--index", -1], "index=-1 must be 0 or greater"),
+        (["--steps", 0], "steps=0"),
+        (["--scheduler", "none"], "known are ddpm"),
+        (["--class_label", 0], "num_class_embeds"),
+        (["--model", "two", "--class_label", 3], "class label 3 is not among 0 ... 2"),
+        (["--model", "none"], "no attention layer"),
+        (["--model", "nowhere"], "nowhere is no folder here"),
+        (["--querry", "1,1"], "--querry"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_leave_nothing(
+    words, message, models, attention, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(models)
+    code, said, error = attention("--model", "grey", "--output_dir", tmp_path / "out", *words)
+    assert (code, said) == (2, "")
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_no_output_folder(models, attention, tmp_path):
+    (tmp_path / "out").write_text("")
+    code, _, error = attention(
+        "--model", models / "grey", "--output_dir", tmp_path / "out" / "more"
+    )
+    assert (code, error.count("\n")) == (2, 1)
+    assert "cannot be made: Not a directory" in error
