@@ -95,6 +95,12 @@ def test_learning_rate_is_the_papers():
     assert learning_rate(replace(config, warmup_steps=0), 0) == 2e-4
 
 
+def test_learning_rate_falls_to_zero_where_asked():
+    config = OptimConfig(lr=1.0, warmup_steps=10, decay_steps=30)
+    rates = [learning_rate(config, step) for step in (5, 10, 20, 29, 30, 99)]
+    assert rates == pytest.approx([0.5 * 1, 1, 0.5, 0.05, 0, 0], rel=1e-12)
+
+
 def test_request_to_stop_reaches_the_caller_with_the_update_it_came_in():
     asked = iter([False, True, True])
     progress = trained(Toy(), 3, stop_asked=lambda: next(asked))

@@ -121,6 +121,8 @@ class OptimConfig:
     """Learning rate after the warm-up."""
     warmup_steps: int = 5000
     """Update k (from 0) uses lr * min(k / warmup_steps, 1), as the paper's code: the first is 0."""
+    decay_steps: int | None = None
+    """After the warm-up lr falls linearly, to 0 at this update. None: it stays, as in the paper."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the running means of the gradient and of its square."""
     eps: float = 1e-8
@@ -133,6 +135,11 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _require(self.lr > 0, f"optim.lr={self.lr} must be above 0")
         _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}: 0 or more")
+        _require(
+            self.decay_steps is None or self.decay_steps > self.warmup_steps,
+            f"optim.decay_steps={self.decay_steps} must be above "
+            f"optim.warmup_steps={self.warmup_steps}, or null for no decay",
+        )
         _require(
             self.grad_clip is None or self.grad_clip > 0,
             f"optim.grad_clip={self.grad_clip} must be above 0, or null for no limit",
