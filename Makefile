@@ -18,7 +18,8 @@ demo: setup
 	rm -rf runs/demo
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no training/train.py \
 		--config training/configs/mnist.yaml --output_dir runs/demo
-	$(BIN)/python sampling/sample.py --model runs/demo/model --num_images 64 --output_dir runs/demo/digits
+	$(BIN)/python sampling/sample.py --model runs/demo/model --num_images 64 --scheduler euler_ancestral \
+		--output_dir runs/demo/digits
 	$(BIN)/python sampling/attention.py --model runs/demo/model --output_dir runs/demo/attention
 	@echo "The digits: runs/demo/digits/grid.png"
 	@echo "Where their pixels look: runs/demo/attention/attention.png"

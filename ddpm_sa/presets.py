@@ -101,11 +101,11 @@ _CIFAR10 = {
 # The paper trains each 256² set for its own number of steps; this is LSUN Church's.
 _LSUN256 = {**_CIFAR10, "batch_size": 64, "lr": 2e-5, "steps": 1_200_000}
 _CPU = {
-    "batch_size": 64,
-    "lr": 1e-3,
+    "batch_size": 32,
+    "lr": 4e-3,
     "warmup_steps": 100,
-    "steps": 2_000,
-    "ema_decay": 0.995,
+    "steps": 2_200,
+    "ema_decay": 0.99,
     "grad_clip": 1.0,
     "flip": False,
 }
@@ -138,7 +138,9 @@ PRESETS = {
     # Groups of at least 4 channels: with one channel a group, GroupNorm takes the shift by the
     # timestep out again, and the network cannot know t.
     "mnist": Preset(
-        unet=_unet(32, 1, (32, 64, 64), 16, norm_num_groups=8), scheduler=_V, training=_CPU
+        unet=_unet(32, 1, (16, 32, 64), 16, norm_num_groups=4, layers_per_block=1),
+        scheduler={**_V, "beta_schedule": "squaredcos_cap_v2"},
+        training=_CPU,
     ),
     "tiny": Preset(
         unet=_unet(16, 3, (16, 32), 8, norm_num_groups=4, layers_per_block=1),
