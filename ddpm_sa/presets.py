@@ -104,7 +104,7 @@ _CPU = {
     "batch_size": 32,
     "lr": 4e-3,
     "warmup_steps": 100,
-    "steps": 2_200,
+    "steps": 1_600,
     "ema_decay": 0.99,
     "grad_clip": 1.0,
     "flip": False,
