@@ -11,7 +11,7 @@ setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,log,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,log,page,dev]'
 	touch $@
 
 demo: setup

@@ -1,16 +1,22 @@
+import contextlib
+import itertools
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.models.attention_processor import AttnProcessor
 from einops import rearrange
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
 from ddpm_sa import Pipeline, UNet, record_attention
-from ddpm_sa.attention import SAGANAttention
+from ddpm_sa.attention import PixelAttention, SAGANAttention
 from ddpm_sa.maps import attention_layers
-from tests.reference import SMALL, Fixture, randomise_
+from tests.reference import SMALL, Fixture, randomise_, twins
 
 NAMES = [
     "down_blocks.1.attentions.0",
@@ -111,6 +117,95 @@ def test_maps_of_sagan_attention_are_those_of_the_original_port() -> None:
     (rows,) = maps["mid_block.attentions.0"]
     expected = rearrange(original["out/attention"], "b q (h w) -> b 1 q h w", h=8)
     assert_close(rows, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_maps_of_a_network_that_diffusers_saved_are_those_it_computes(tmp_path: Path) -> None:
+    _, theirs = twins(SMALL | {"sample_size": 8})
+    theirs.save_pretrained(tmp_path)
+    ours = UNet.from_pretrained(tmp_path)
+    scores: dict[str, Tensor] = {}
+    for name in NAMES:
+        layer = theirs.get_submodule(name)
+        layer.set_processor(AttnProcessor())  # the one that has the map in its hands
+
+        def kept(*inputs: Any, name: str = name, of: Any = layer.get_attention_scores) -> Tensor:
+            scores[name] = of(*inputs)
+            return scores[name]
+
+        layer.get_attention_scores = kept
+    theirs(images(2), 5)
+    with record_attention(ours, heads="all") as maps:
+        ours(images(2), 5)
+    for name, (rows,) in maps.items():
+        expected = rearrange(scores[name], "(b n) q (h w) -> b n q h w", n=4, h=4)
+        assert_close(rows, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["pixel", "sagan"])
+def test_attention_of_a_permuted_image_is_the_permuted_attention(kind: str) -> None:
+    unet = network(attention_kind=kind)
+    assert unet.mid_block is not None
+    layer = unet.mid_block.attentions[0]
+    x = torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    with record_attention(unet, layers=NAMES[1:2], heads="all") as maps:
+        layer(x)
+        layer(x.flatten(2)[..., order].view_as(x))  # without the convolutions, which see order
+    plain, permuted = (rows.flatten(3) for rows in maps[NAMES[1]])
+    assert_close(permuted, plain[:, :, order][..., order], rtol=0, atol=1e-6)
+    assert (permuted - plain).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_two_regions_of_known_features_give_the_known_map() -> None:
+    """q kᵀ · scale is log 6 for two pixels of one region, 0 for pixels of two regions."""
+    unet = network(attention_head_dim=None, resnet_time_scale_shift="scale_shift")
+    assert unet.mid_block is not None
+    layer = unet.mid_block.attentions[0]
+    assert isinstance(layer, PixelAttention)
+    assert layer.group_norm is None
+    for projection, weight in ((layer.to_q, math.log(6) * 16**0.5), (layer.to_k, 1.0)):
+        projection.weight.copy_(weight * torch.eye(16))
+        projection.bias.zero_()
+    picture = torch.zeros(1, 16, 4, 4)
+    picture[:, 0, :, :1] = 1  # a column of 4 pixels that have feature 0
+    picture[:, 1, :, 1:] = 1  # 12 pixels that have feature 1
+    with record_attention(unet, layers=NAMES[1:2], queries=[(7, 1), (0, 2)]) as maps:
+        layer(picture)
+    (rows,) = maps[NAMES[1]]
+    # Over 4 · 6 + 12 = 36 from the column, over 4 + 12 · 6 = 76 from the rest.
+    column = torch.tensor([6, 1, 1, 1]).expand(4, 4) / 36
+    rest = torch.tensor([1, 6, 6, 6]).expand(4, 4) / 76
+    assert_close(rows[0, 0], torch.stack([column, rest]), rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+def test_five_queries_at_64_x_64_cost_no_more_than_a_few_percent_of_memory() -> None:
+    unet = network(
+        sample_size=64,
+        down_block_types=("AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D"),
+    )
+    x, pixels = images(1, 64, 64), [(0, 0), (63, 63), (31, 32), (5, 60), (12, 12)]
+    unet(x, 5)
+
+    def peak(recording: contextlib.AbstractContextManager[Any]) -> int:
+        """The most that torch's tensors took at once in an evaluation, in bytes."""
+        with recording, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            unet(x, 5)
+        assert record.profiler is not None
+        events = record.profiler.kineto_results.events()
+        changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+        return max(itertools.accumulate(change for _, change in sorted(changes)))
+
+    plain = peak(contextlib.nullcontext())
+    few = peak(record_attention(unet, queries=pixels))
+    every = peak(record_attention(unet, queries="all"))
+    assert plain > 1e6
+    assert few < 1.03 * plain
+    assert every > plain + 4096**2 * 4  # so the measure sees a whole map
 
 
 @torch.no_grad()
