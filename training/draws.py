@@ -47,11 +47,15 @@ class Layout:
         """Micro-batches that one process evaluates for one update."""
         return self.share // (self.micro_batch_size or self.share)
 
+    @property
+    def micro(self) -> int:
+        """Images that one process evaluates at once."""
+        return self.share // self.accumulation
+
     def spans(self) -> list[slice]:
         """This process's positions in the global batch, a slice for each micro-batch."""
-        micro = self.share // self.accumulation
-        first = self.process * self.share
-        return [slice(start, start + micro) for start in range(first, first + self.share, micro)]
+        first, last = self.process * self.share, (self.process + 1) * self.share
+        return [slice(start, start + self.micro) for start in range(first, last, self.micro)]
 
 
 @dataclass(frozen=True)

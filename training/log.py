@@ -1,4 +1,4 @@
-"""What one sees of a run: a report before it, a bar, metrics.jsonl, curves and sample grids."""
+"""What is recorded of a run: a bar, metrics.jsonl, the trackers' curves, sample grids."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,9 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ddpm_sa.images import from_pil, image_grid
-from ddpm_sa.pipeline import Pipeline
-from ddpm_sa.unet import UNet
+from ddpm_sa.images import from_pil
 from training.config import TrainConfig
-from training.data import Images
-from training.draws import Layout
 from training.loop import Progress
-from training.network import attention_layers
 
 
 class RunLog:
@@ -90,21 +85,8 @@ class RunLog:
         if whole:  # else the run may go on later, to a record of the whole interval
             self.losses, self.grad_norms = [], []
 
-    def samples(self, pipeline: Pipeline) -> Image.Image | None:
-        """Draw a grid from the averaged weights: samples/step-00001000.png, and the tracker's."""
-        if not self.accelerator.is_main_process:
-            return None
-        pipeline.set_progress_bar_config(disable=True)
-        number = self.config.num_samples
-        classes = pipeline.image_format.labels
-        pictures = pipeline(
-            num_images=number,
-            steps=self.config.sample_steps,
-            seed=self.config.seed,
-            batch_size=number,
-            class_labels=None if classes is None else [i % len(classes) for i in range(number)],
-        ).images
-        grid = image_grid(from_pil(list(pictures)))
+    def samples(self, grid: Image.Image) -> None:
+        """Keep a grid of samples: samples/step-00001000.png, and the trackers'."""
         folder = Path(self.config.output_dir) / "samples"
         folder.mkdir(exist_ok=True)
         grid.save(folder / f"step-{self.step:08d}.png")
@@ -113,7 +95,6 @@ class RunLog:
             order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             if tracker.name != "trackio":
                 tracker.log_images({"samples": from_pil([grid])}, step=self.step, **order)
-        return grid
 
     def farewell(self, reason: str | None) -> str:
         """Where the run stands, and how to go on if it was stopped."""
@@ -146,27 +127,3 @@ def cut_records(path: Path, step: int, partial: bool) -> None:
         aside = path.with_suffix(".partial")
         aside.write_text("".join(kept), encoding="utf-8")
         aside.replace(path)
-
-
-def report(config: TrainConfig, layout: Layout, images: Images, network: UNet, start: int) -> str:
-    """What is about to happen, in a few lines."""
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    attention = ", ".join(attention_layers(network)) or "no place"
-    labels = f", {len(images.classes)} classes" if images.classes else ""
-    lines = [
-        f"images      {images.length} of {images.size}x{images.size}, channels {images.channels}"
-        f"{labels}, from {config.data.source}",
-        f"network     {parameters:,} parameters, attention at {attention}",
-        f"processes   {layout.processes} on {network.device}, precision {config.mixed_precision}",
-        f"batch       {config.batch_size} = {layout.processes} processes x {layout.accumulation} "
-        f"accumulated x {layout.share // layout.accumulation} images",
-        f"steps       {start} to {config.steps}, {images.length / config.batch_size:.1f} an epoch",
-    ]
-    if images.enlarged:
-        lines.append(
-            f"warning     {images.enlarged} images are smaller than {images.size} pixels and are "
-            "enlarged"
-        )
-    if config.data.flip and config.data.source == "mnist5k":
-        lines.append("warning     data.flip mirrors digits, which then mean nothing")
-    return "\n".join(lines)

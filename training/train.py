@@ -16,12 +16,14 @@ from training.data import open_images, prefetched
 from training.draws import Draws
 from training.ema import EMA
 from training.launch import StopRequest, leave, make_accelerator, make_layout, settle
-from training.log import RunLog, report
+from training.log import RunLog
 from training.loop import learning_rate, make_batch, train_steps
 from training.network import build_network, memory_format
 from training.recipe import fine_tuning_notes, make_loss, make_optimizer, make_scheduler
+from training.report import report
 from training.run import RunFolder, averaged_pipeline, find_checkpoint
 from training.state import Trainee
+from training.watch import Watch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,22 +58,20 @@ def train(config: TrainConfig) -> None:
     draws = Draws.of(config, images.length)
     batches = prefetched(partial(make_batch, images, draws, layout), range(start, config.steps))
     log, stop = RunLog(accelerator, config, log_state, start), StopRequest(config.time_limit)
-    loss = make_loss(scheduler, config.objective)
+    watch, loss = Watch(accelerator, config, pipeline, log), make_loss(scheduler, config.objective)
     lr, clip = partial(learning_rate, config.optim), config.optim.grad_clip
+    steps = train_steps(accelerator, prepared, optimizer, loss, batches, lr, clip, stop)
     with log, stop:
-        for progress in train_steps(
-            accelerator, prepared, optimizer, loss, batches, lr, clip, stop
-        ):
+        for progress in steps:
             last = progress.stop or progress.step == config.steps
             ema.update(progress.step - 1)
             log.update(progress)
+            watch(progress.step)
             if last or progress.step % config.save_every == 0:
                 run.save(progress.step, log.state())
-            if not last and progress.step % (config.sample_every or config.steps) == 0:
-                log.samples(pipeline)
             if last:
                 break
-        run.finish(pipeline, log.samples(pipeline))
+        run.finish(pipeline, watch.last())
     accelerator.print(log.farewell(stop.reason))
 
 

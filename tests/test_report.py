@@ -1,0 +1,104 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from training.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from training.data import Images
+from training.draws import Layout
+from training.network import build_network
+from training.report import expected_memory, learning_rate_in_words, report, saved_activations
+
+IMAGES = Images(
+    5000, 32, 1, np.zeros((5000, 32, 32, 1), np.uint8).__getitem__, classes=["a", "b"], enlarged=7
+)
+CONFIG = TrainConfig(
+    output_dir="unused",
+    data=DataConfig(source="mnist5k", flip=True),
+    model=ModelConfig(preset="mnist", attention_resolutions=[16]),
+    optim=OptimConfig(lr=1e-3, warmup_steps=10, decay_steps=30),
+    steps=2000,
+    batch_size=8,
+    mixed_precision="no",
+)
+
+
+def said(config: TrainConfig = CONFIG, images: Images = IMAGES, processes: int = 2) -> str:
+    network = build_network(config.model, images, 0)
+    return report(config, Layout(config.batch_size, processes), images, network, 4)
+
+
+def test_report_names_what_will_be_trained_on_what_and_how() -> None:
+    text = said()
+    assert "5000 of 32x32, channels 1, 2 classes, from mnist5k" in text
+    assert "attention at down 16x16, mid 8x8, up 16x16" in text
+    assert "8 = 2 processes x 1 accumulated x 4 images" in text
+    # 5000 images in batches of 8 are 625 steps.
+    assert "4 to 2000, 625.0 an epoch, 3.2 epochs" in text
+    assert "from 0 to 0.001 at step 10, then falling to 0 at step 30" in text
+
+
+def test_report_warns_of_what_was_hardly_meant() -> None:
+    text = said()
+    assert "7 images are smaller than 32 pixels and are enlarged" in text
+    assert "data.flip mirrors digits" in text
+    assert "batch_size=8 is small" in text
+    few = said(images=replace(IMAGES, length=20))
+    assert "20 images are few" in few
+    large = replace(IMAGES, size=128)
+    config = replace(CONFIG, model=ModelConfig(preset="mnist", attention_resolutions=[64]))
+    assert "attention at down 64x64 compares each of 4,096 pixels" in said(config, large)
+
+
+def test_sound_run_is_warned_of_nothing() -> None:
+    config = replace(CONFIG, data=DataConfig(source="photos"), batch_size=32)
+    assert "warning" not in said(config, replace(IMAGES, enlarged=0))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (OptimConfig(lr=2e-4, warmup_steps=0), "0.0002, constant"),
+        (OptimConfig(lr=2e-4, warmup_steps=5000), "from 0 to 0.0002 at step 5000, then constant"),
+        (
+            OptimConfig(lr=2e-4, warmup_steps=0, decay_steps=9),
+            "0.0002, then falling to 0 at step 9",
+        ),
+    ],
+)
+def test_learning_rate_is_told_in_words(config: OptimConfig, words: str) -> None:
+    assert learning_rate_in_words(config) == words
+
+
+def test_memory_counts_what_training_keeps() -> None:
+    network = build_network(CONFIG.model, IMAGES, 0)
+    weights = 4 * sum(parameter.numel() for parameter in network.parameters())
+    memory = expected_memory(CONFIG, Layout(8), network)
+    assert (memory.weights, memory.gradients, memory.optimizer) == (weights, weights, 2 * weights)
+    lean = replace(CONFIG, model=replace(CONFIG.model, gradient_checkpointing=True))
+    assert "activations not counted" in str(expected_memory(lean, Layout(8), network))
+
+
+# A process of its own, since memory once freed is used again without being seen.
+MEASURED = """
+import psutil, torch
+from ddpm_sa import UNet, preset
+torch.set_num_threads(1)
+network = UNet(**preset("mnist").unet).train()
+x, t = torch.zeros(256, 1, 32, 32), torch.zeros(256, dtype=torch.long)
+network(x[:2], t[:2])
+before = psutil.Process().memory_info().rss
+output = network(x, t).sample
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+def test_activations_are_about_those_of_a_real_forward_pass() -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True
+    )
+    network = build_network(CONFIG.model, replace(IMAGES, classes=None), 0)
+    # Measured is more by what the allocator keeps of temporaries.
+    assert 0.65 < saved_activations(network, 256, half=False) / int(told.stdout) < 1.1

@@ -1,0 +1,151 @@
+"""What a run says before its first step: what will be trained, on what, how, and what looks odd."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ddpm_sa.unet import UNet
+from training.config import OptimConfig, TrainConfig
+from training.data import Images
+from training.draws import Layout
+from training.network import attention_layers
+
+MIB = 2**20
+FEW_IMAGES, SMALL_BATCH = 500, 16
+# Sources whose images mean something else when mirrored.
+MIRRORED = ("mnist", "digit", "svhn")
+# Attention's cost and memory grow with the fourth power of the height.
+LARGE_GRID = 64
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one process keeps, weights and all, while it trains.
+
+    Attributes:
+        weights, averages, optimizer, gradients: In float32.
+        activations: What the backward pass needs of a micro-batch; None: not known.
+    """
+
+    weights: int
+    averages: int
+    optimizer: int
+    gradients: int
+    activations: int | None
+
+    def __str__(self) -> str:
+        parts = [
+            f"{name} {_size(value)}"
+            for name, value in (
+                ("weights", self.weights),
+                ("averages", self.averages),
+                ("optimiser", self.optimizer),
+                ("gradients", self.gradients),
+                ("activations", self.activations),
+            )
+            if value is not None
+        ]
+        known = self.weights + self.averages + self.optimizer + self.gradients
+        without = ", activations not counted" if self.activations is None else ""
+        return f"about {_size(known + (self.activations or 0))}: {', '.join(parts)}{without}"
+
+
+def report(config: TrainConfig, layout: Layout, images: Images, network: UNet, start: int) -> str:
+    """What is about to happen, in a few lines."""
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    attention = ", ".join(attention_layers(network)) or "no place"
+    labels = f", {len(images.classes)} classes" if images.classes else ""
+    per_epoch = images.length / config.batch_size
+    lines = [
+        f"images      {images.length} of {images.size}x{images.size}, channels {images.channels}"
+        f"{labels}, from {config.data.source}",
+        f"network     {parameters:,} parameters, attention at {attention}",
+        f"processes   {layout.processes} on {network.device}, precision {config.mixed_precision}",
+        f"batch       {config.batch_size} = {layout.processes} processes x {layout.accumulation} "
+        f"accumulated x {layout.micro} images",
+        f"memory      {expected_memory(config, layout, network)}; on each process",
+        f"steps       {start} to {config.steps}, {per_epoch:.1f} an epoch, "
+        f"{config.steps / per_epoch:.1f} epochs",
+        f"lr          {learning_rate_in_words(config.optim)}",
+        *(f"warning     {warning}" for warning in warnings(config, images, network)),
+    ]
+    return "\n".join(lines)
+
+
+def learning_rate_in_words(config: OptimConfig) -> str:
+    """The curve of the learning rate."""
+    words = f"{config.lr:g}"
+    if config.warmup_steps:
+        words = f"from 0 to {config.lr:g} at step {config.warmup_steps}"
+    if config.decay_steps is None:
+        return f"{words}, then constant" if config.warmup_steps else f"{words}, constant"
+    return f"{words}, then falling to 0 at step {config.decay_steps}"
+
+
+def expected_memory(config: TrainConfig, layout: Layout, network: UNet) -> Memory:
+    """What each process will keep; Adam keeps two means."""
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    return Memory(
+        weights=weights,
+        averages=weights,
+        optimizer=2 * weights,
+        gradients=weights,
+        # What is computed again is not kept.
+        activations=None
+        if config.model.gradient_checkpointing
+        else saved_activations(network, layout.micro, config.mixed_precision in ("bf16", "fp16")),
+    )
+
+
+def saved_activations(network: UNet, batch_size: int, half: bool) -> int:
+    """Bytes that autograd keeps of a forward pass for its backward pass, without running it."""
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        # The tensor is held, so that no other takes its storage's address.
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = (storage.nbytes(), tensor)
+        return tensor
+
+    config = network.config
+    with FakeTensorMode():
+        twin = UNet(**config).train()
+        size = config["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        x = torch.zeros(batch_size, config["in_channels"], height, width)
+        t = torch.zeros(batch_size, dtype=torch.long)
+        labels = None if config["num_class_embeds"] is None else t
+        own = {parameter.untyped_storage()._cdata for parameter in twin.parameters()}
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=half):
+            twin(x, t, labels)
+    return sum(size for address, (size, _) in kept.items() if address not in own)
+
+
+def warnings(config: TrainConfig, images: Images, network: UNet) -> list[str]:
+    """What a user may not have meant."""
+    found = []
+    if images.enlarged:
+        found.append(
+            f"{images.enlarged} images are smaller than {images.size} pixels and are enlarged"
+        )
+    if config.data.flip and any(word in config.data.source.lower() for word in MIRRORED):
+        found.append("data.flip mirrors digits, which then mean nothing")
+    if images.length < FEW_IMAGES:
+        found.append(f"{images.length} images are few: they may be learned by heart")
+    if config.batch_size < SMALL_BATCH:
+        found.append(f"batch_size={config.batch_size} is small: its gradient is mostly noise")
+    for place in attention_layers(network):
+        height = int(place.split()[1].split("x")[0])
+        if height >= LARGE_GRID:
+            found.append(
+                f"attention at {place} compares each of {height**2:,} pixels with each: slow, "
+                "and much memory; model.attention_resolutions says where it goes"
+            )
+    return found
+
+
+def _size(count: int) -> str:
+    return f"{count / MIB:,.0f} MiB" if count < 10_000 * MIB else f"{count / MIB / 1024:,.0f} GiB"
