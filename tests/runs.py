@@ -52,6 +52,7 @@ def arguments(data: Path | str, output_dir: Path, **changes: object) -> list[str
         "optim__lr": 1e-3,
         "optim__warmup_steps": 2,
         "ema__decay": 0.9,
+        "ema__more": "[0.5]",
     }
     settings |= changes
     return [
@@ -99,7 +100,7 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 
 def checkpoint(run: Path, step: int, stem: str) -> dict[str, Tensor]:
-    """Tensors of a checkpoint: stem is weights, ema or optimizer."""
+    """Tensors of a checkpoint: stem is weights, ema, ema-0.5 or optimizer."""
     return load_file(run / "checkpoints" / f"step-{step:08d}" / f"{stem}.safetensors")
 
 

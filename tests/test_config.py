@@ -132,6 +132,8 @@ def test_help_explains_every_field(capsys):
         (["--batch_size", "0"], "batch_size=0 must be 1 or more"),
         (["--optim.lr", "-1"], "optim.lr=-1.0 must be above 0"),
         (["--ema.decay", "1"], "ema.decay=1.0 must be in"),
+        (["--ema.more", "[0.5, 1.5]"], r"ema.more=\[0.5, 1.5\]: 1.5 must be in"),
+        (["--ema.more", "[0.9999]"], "each decay once"),
         (["--schedule.beta_start", "0.5"], "schedule.beta_start=0.5"),
         (["--schedule.kind", "sigmoid"], "sigmoid"),
         (["--data.channels", "2"], "channels"),

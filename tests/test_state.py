@@ -7,8 +7,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from training.config import OptimConfig
-from training.ema import EMA
+from training.config import EMAConfig, OptimConfig
+from training.ema import Averages
 from training.recipe import make_optimizer
 from training.state import (
     Trainee,
@@ -24,8 +24,8 @@ def make_trainee(seed: int = 0, width: int = 4) -> Trainee:
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 3, 1))
     network.to(memory_format=torch.channels_last)
-    ema = EMA(dict(network.named_parameters()), 0.9)
-    return Trainee(network, ema, make_optimizer(network, OptimConfig()))
+    averages = Averages(network, EMAConfig(decay=0.9, more=[0.5]))
+    return Trainee(network, averages, make_optimizer(network, OptimConfig()))
 
 
 def train(trainee: Trainee, updates: range) -> None:
@@ -34,7 +34,7 @@ def train(trainee: Trainee, updates: range) -> None:
         trainee.optimizer.zero_grad()
         trainee.network(torch.randn(2, 3, 4, 4)).square().mean().backward()
         trainee.optimizer.step()
-        trainee.ema.update(update)
+        trainee.averages.update(update)
 
 
 @pytest.fixture

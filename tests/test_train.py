@@ -25,7 +25,7 @@ from tests.runs import (
     torchrun,
 )
 
-STEMS = ("weights", "ema", "optimizer")
+STEMS = ("weights", "ema", "ema-0.5", "optimizer")
 NETWORK = {
     "sample_size": 8,
     "block_out_channels": (8, 16),
@@ -58,7 +58,13 @@ def straight(pictures, tmp_path_factory):
     run = tmp_path_factory.mktemp("straight") / "run"
     run_here(
         arguments(
-            pictures, run, save_every=1, keep_checkpoints=9, sample_every=3, model__dropout=0.1
+            pictures,
+            run,
+            save_every=1,
+            keep_checkpoints=9,
+            sample_every=3,
+            model__dropout=0.1,
+            ema__keep_raw="true",
         )
     )
     return run
@@ -116,13 +122,28 @@ def test_model_is_the_averaged_weights_and_opens_in_diffusers(straight):
     assert theirs.scheduler.config["variance_type"] == "fixed_large"
 
 
-def test_average_follows_the_weights(straight):
-    average = checkpoint(straight, 1, "ema")
+@pytest.mark.parametrize(("stem", "decay"), [("ema", 0.9), ("ema-0.5", 0.5)])
+def test_average_follows_the_weights(straight, stem, decay):
+    average = checkpoint(straight, 1, stem)
     for step in range(2, 7):
         for name, weight in checkpoint(straight, step, "weights").items():
-            average[name] = 0.9 * average[name] + 0.1 * weight
-    for name, value in checkpoint(straight, 6, "ema").items():
+            average[name] = decay * average[name] + (1 - decay) * weight
+    for name, value in checkpoint(straight, 6, stem).items():
         torch.testing.assert_close(value, average[name])
+
+
+@pytest.mark.parametrize(
+    ("folder", "stem"), [("model-ema-0.5", "ema-0.5"), ("model-raw", "weights")]
+)
+def test_further_averages_and_raw_weights_are_models_too(straight, folder, stem):
+    theirs = DDPMPipeline.from_pretrained(straight / folder)
+    assert same_bits(dict(theirs.unet.state_dict()), checkpoint(straight, 6, stem))
+
+
+def test_raw_weights_are_kept_only_when_asked_for(pictures, tmp_path):
+    run = tmp_path / "run"
+    run_here(arguments(pictures, run, steps=1, ema__more="[]"))
+    assert [path.name for path in run.glob("model*")] == ["model"]
 
 
 def test_recorded_configuration_repeats_the_run(straight, tmp_path):

@@ -154,9 +154,20 @@ class EMAConfig:
     """Share of the average that each update keeps."""
     warmup: bool = False
     """Keep min(decay, (1 + k) / (10 + k)) at update k: short runs forget their start sooner."""
+    more: list[float] = field(default_factory=list)
+    """Further decays, e.g. [0.999, 0.99]: each average is kept too, as model-ema-0.999/."""
+    keep_raw: bool = False
+    """Keep the weights as they were trained too, not averaged, as model-raw/."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.decay < 1, f"ema.decay={self.decay} must be in [0, 1)")
+        for decay in self.more:
+            _require(0 <= decay < 1, f"ema.more={self.more}: {decay} must be in [0, 1)")
+        decays = [self.decay, *self.more]
+        _require(
+            len(set(decays)) == len(decays),
+            f"ema.decay={self.decay}, ema.more={self.more}: each decay once",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

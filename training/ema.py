@@ -1,9 +1,11 @@
-"""The exponential moving average of the weights, kept by name."""
+"""Exponential moving averages of the weights, kept by name."""
 
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from training.config import EMAConfig
 
 
 class EMA:
@@ -59,3 +61,24 @@ class EMA:
                     f"the network's is {tuple(average.shape)}"
                 )
             average.copy_(state[name])
+
+
+class Averages:
+    """A run's averages: `main`, whose model is sampled, and one for each further decay.
+
+    Attributes:
+        main: Of `ema.decay`.
+        by_name: All of them, as their files are named: "ema", "ema-0.999", ...
+    """
+
+    def __init__(self, network: nn.Module, config: EMAConfig):
+        parameters = dict(network.named_parameters())
+        self.main = EMA(parameters, config.decay, config.warmup)
+        self.by_name = {"ema": self.main} | {
+            f"ema-{decay}": EMA(parameters, decay, config.warmup) for decay in config.more
+        }
+
+    def update(self, update: int) -> None:
+        """Take in the weights after update number `update`, counted from 0."""
+        for ema in self.by_name.values():
+            ema.update(update)

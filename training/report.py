@@ -89,7 +89,7 @@ def expected_memory(config: TrainConfig, layout: Layout, network: UNet) -> Memor
     weights = sum(parameter.nbytes for parameter in network.parameters())
     return Memory(
         weights=weights,
-        averages=weights,
+        averages=weights * (1 + len(config.ema.more)),
         optimizer=2 * weights,
         gradients=weights,
         # What is computed again is not kept.

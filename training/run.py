@@ -1,5 +1,6 @@
 """The folder of a run: whether it may begin or go on, what it keeps, the model it ends with."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from PIL import Image
 from safetensors import SafetensorError
+from torch import Tensor
 
 from ddpm_sa.images import ImageFormat
 from ddpm_sa.pipeline import Pipeline
@@ -30,16 +32,21 @@ from training.state import (
 def averaged_pipeline(
     network: UNet, ema: EMA, scheduler: DDPMScheduler, images: Images
 ) -> Pipeline:
-    """What samples from the averaged weights: a network of its own that shares their memory.
+    """What samples from the averaged weights.
 
     The network in training may be compiled and run in half precision; this one never is.
     """
-    averaged = UNet(**network.config)
-    averaged.load_state_dict(ema.state_dict(), assign=True)
     size = (images.size, images.size)
     labels = tuple(images.classes) if images.classes else None
     image_format = ImageFormat(channels=images.channels, size=size, labels=labels)
-    return Pipeline(averaged, scheduler, image_format)
+    return Pipeline(network_with(network, ema.state_dict()), scheduler, image_format)
+
+
+def network_with(network: UNet, weights: Mapping[str, Tensor]) -> UNet:
+    """Another network of that shape, which shares the memory of these weights."""
+    other = UNet(**network.config)
+    other.load_state_dict(weights, assign=True)
+    return other
 
 
 def find_checkpoint(config: TrainConfig) -> tuple[Path | None, list[str]]:
@@ -148,7 +155,11 @@ class RunFolder:
         self.accelerator.wait_for_everyone()
 
     def finish(self, pipeline: Pipeline, grid: Image.Image | None) -> None:
-        """Write the model folder."""
+        """Write the model folder, and those of further averages and of the raw weights."""
         if self.accelerator.is_main_process:
             pipeline.save_pretrained(self.path / "model", grid)
+            for name, weights in self.trainee.further_weights(self.config.ema.keep_raw).items():
+                network = network_with(pipeline.unet, weights)
+                other = Pipeline(network, pipeline.scheduler, pipeline.image_format)
+                other.save_pretrained(self.path / f"model-{name}")
         self.accelerator.wait_for_everyone()

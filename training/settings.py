@@ -27,6 +27,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "data.num_workers",
         "data.memory",
         "model.gradient_checkpointing",
+        "ema.keep_raw",
     }
 )
 

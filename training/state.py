@@ -1,6 +1,6 @@
 """Checkpoints: written aside, flushed, renamed; verified before they are trusted.
 
-A checkpoint is a folder: weights, average and optimiser by parameter name (safetensors),
+A checkpoint is a folder: weights, averages and optimiser by parameter name (safetensors),
 state.json, and manifest.json with the size and SHA-256 of each of these.
 """
 
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.ema import EMA
+from training.ema import Averages
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -28,7 +28,7 @@ class Trainee:
     """What a checkpoint holds of a run, besides plain numbers."""
 
     network: nn.Module
-    ema: EMA
+    averages: Averages
     optimizer: torch.optim.Optimizer
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -39,7 +39,14 @@ class Trainee:
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
         weights = dict(self.network.state_dict())
-        return {"weights": weights, "ema": self.ema.state_dict(), "optimizer": optimizer}
+        averages = {name: ema.state_dict() for name, ema in self.averages.by_name.items()}
+        return {"weights": weights, "optimizer": optimizer, **averages}
+
+    def further_weights(self, raw: bool) -> dict[str, dict[str, Tensor]]:
+        """Besides the main average: the other averages, and the weights themselves if `raw`."""
+        weights = {name: ema.state_dict() for name, ema in self.averages.by_name.items()}
+        del weights["ema"]
+        return weights | ({"raw": dict(self.network.state_dict())} if raw else {})
 
     def load(self, folder: Path) -> None:
         """Take a checkpoint's tensors.
@@ -51,7 +58,8 @@ class Trainee:
             self.network.load_state_dict(load_file(folder / "weights.safetensors"))
         except RuntimeError as error:
             raise ValueError(f"{folder} does not fit the network: {error}") from error
-        self.ema.load_state_dict(load_file(folder / "ema.safetensors"))
+        for name, ema in self.averages.by_name.items():
+            ema.load_state_dict(load_file(folder / f"{name}.safetensors"))
         parameters = dict(self.network.named_parameters())
         for name, value in load_file(folder / "optimizer.safetensors").items():
             owner, _, key = name.rpartition(":")

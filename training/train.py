@@ -14,7 +14,7 @@ from ddpm_sa.cli import parse, run_program
 from training.config import TrainConfig
 from training.data import open_images, prefetched
 from training.draws import Draws
-from training.ema import EMA
+from training.ema import Averages
 from training.launch import StopRequest, leave, make_accelerator, make_layout, settle
 from training.log import RunLog
 from training.loop import learning_rate, make_batch, train_steps
@@ -49,9 +49,9 @@ def train(config: TrainConfig) -> None:
     if config.compile:
         network.compile(dynamic=False)
     prepared, optimizer = accelerator.prepare(network, make_optimizer(network, config.optim))
-    ema = EMA(dict(network.named_parameters()), config.ema.decay, config.ema.warmup)
-    pipeline = averaged_pipeline(network, ema, scheduler, images)
-    run = RunFolder(accelerator, config, Trainee(network, ema, optimizer))
+    averages = Averages(network, config.ema)
+    pipeline = averaged_pipeline(network, averages.main, scheduler, images)
+    run = RunFolder(accelerator, config, Trainee(network, averages, optimizer))
     start, log_state = run.restore(checkpoint)
     accelerator.print(*notes, report(config, layout, images, network, start), sep="\n")
 
@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> None:
     with log, stop:
         for progress in steps:
             last = progress.stop or progress.step == config.steps
-            ema.update(progress.step - 1)
+            averages.update(progress.step - 1)
             log.update(progress)
             watch(progress.step)
             if last or progress.step % config.save_every == 0:
