@@ -7,6 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ddpm_sa.ablation import ablate_attention
+    from ddpm_sa.attention_measures import measure_attention
     from ddpm_sa.maps import record_attention
     from ddpm_sa.pipeline import Pipeline
     from ddpm_sa.presets import preset
@@ -17,10 +19,20 @@ _HOMES = {
     "NoiseSchedule": "schedule",
     "Pipeline": "pipeline",
     "UNet": "unet",
+    "ablate_attention": "ablation",
+    "measure_attention": "attention_measures",
     "preset": "presets",
     "record_attention": "maps",
 }
-__all__ = ["NoiseSchedule", "Pipeline", "UNet", "preset", "record_attention"]
+__all__ = [
+    "NoiseSchedule",
+    "Pipeline",
+    "UNet",
+    "ablate_attention",
+    "measure_attention",
+    "preset",
+    "record_attention",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,64 +6,41 @@ before, so the network computes what it always does, bit for bit, and takes its 
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from einops import rearrange, reduce
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddpm_sa.attention import Attend, PixelAttention, SAGANAttention
+from ddpm_sa.attention import Attend
+from ddpm_sa.slots import COMPILED, Layers, eager_layers, slots_holding
 from ddpm_sa.unet import UNet
 
 Queries = Sequence[tuple[int, int]] | Literal["all"]
 Maps = dict[str, list[Tensor]]
 """Name of a layer -> what `record_attention` kept of each of its evaluations."""
+Kept = TypeVar("Kept")
 
-_COMPILED = "the network is compiled, and attention is recorded from an eager one"
 
-
-@dataclasses.dataclass(frozen=True)
-class AttentionLayer:
-    """One attention layer of a U-Net.
+class Rows(NamedTuple):
+    """Rows of a layer's attention in one evaluation.
 
     Attributes:
-        module: The layer.
-        reduction: Each of its pixels holds reduction x reduction pixels of the image.
+        maps: (B, heads, queries, h, w), float32, on the network's device; each map sums to 1.
+        places: Where in the layer's grid the queries are, (queries, 2), y and x.
+        reduction: As of AttentionLayer.
     """
 
-    module: PixelAttention | SAGANAttention
+    maps: Tensor
+    places: Tensor
     reduction: int
-
-
-def attention_layers(unet: UNet) -> dict[str, AttentionLayer]:
-    """The attention layers by name, in the order in which an image passes them.
-
-    Raises:
-        ValueError: If `unet` is no ddpm_sa.UNet, or has no attention.
-    """
-    if not isinstance(unet, UNet):
-        raise ValueError(_not_ours(unet))
-    halvings = {f"down_blocks.{level}": level for level in range(len(unet.down_blocks))}
-    lowest = len(halvings) - 1
-    halvings["mid_block"] = lowest
-    halvings |= {f"up_blocks.{level}": lowest - level for level in range(len(unet.up_blocks))}
-    modules = dict(unet.named_modules())
-    layers = {
-        f"{block}.{name}": AttentionLayer(module, 2**level)
-        for block, level in halvings.items()
-        for name, module in modules.get(block, nn.Identity()).named_modules()
-        if isinstance(module, PixelAttention | SAGANAttention)
-    }
-    if not layers:
-        raise ValueError("this network has no attention layer")
-    return layers
 
 
 @contextlib.contextmanager
 def record_attention(
     unet: UNet,
-    layers: Sequence[str] | Literal["all"] = "all",
+    layers: Layers = "all",
     queries: Queries = "all",
     heads: Literal["mean", "all"] = "mean",
 ) -> Iterator[Maps]:
@@ -75,7 +52,8 @@ def record_attention(
 
     The network computes the same bits as without it. Only the rows asked for are computed, as
     softmax(scale · q kᵀ) in float32, whatever the network's precision; a recomputation under
-    gradient checkpointing is not recorded again. Recorders may be nested.
+    gradient checkpointing is not recorded again. Recorders may be nested. Inside of
+    `ablate_attention` the rows are those of the replacement.
 
     Args:
         unet: Run it eagerly inside; a compiled network is refused.
@@ -95,55 +73,96 @@ def record_attention(
         ValueError: On entering, if the network is no ddpm_sa.UNet, is compiled or has no attention,
             or an argument is none of the above; on evaluation, if a query lies outside the image.
     """
-    chosen = _chosen(attention_layers(unet), layers)
-    if any(module._compiled_call_impl is not None for module in unet.modules()):
-        raise ValueError(f"{_COMPILED}; load it again, or record before calling compile()")
     if heads not in ("mean", "all"):
         raise ValueError(f"heads={heads!r} must be 'mean' or 'all'")
-    pixels = _checked(queries)
-    maps: Maps = {name: [] for name in chosen}
-    before = {name: layer.module.attend for name, layer in chosen.items()}
-    try:
-        for name, layer in chosen.items():
-            layer.module.attend = _Recorder(
-                before[name], maps[name], pixels, layer.reduction, heads == "mean"
-            )
+
+    def keep(rows: Rows) -> Tensor:
+        maps = rows.maps
+        return (maps if heads == "all" else reduce(maps, "b n q h w -> b 1 q h w", "mean")).cpu()
+
+    with record_rows(unet, keep, layers, queries) as maps:
         yield maps
-    finally:
-        for name, layer in chosen.items():
-            layer.module.attend = before[name]
+
+
+@contextlib.contextmanager
+def record_rows(
+    unet: UNet, keep: Callable[[Rows], Kept], layers: Layers = "all", queries: Queries = "all"
+) -> Iterator[dict[str, list[Kept]]]:
+    """`record_attention`, keeping what a function makes of the rows of each evaluation.
+
+    Args:
+        keep: Called without gradients and autocast.
+    """
+    chosen = eager_layers(unet, layers)
+    pixels = _checked(queries)
+    kept: dict[str, list[Kept]] = {name: [] for name in chosen}
+    recorders = {
+        name: Recorder(layer.module.attend, keep, kept[name], pixels, layer.reduction)
+        for name, layer in chosen.items()
+    }
+    with slots_holding(chosen, recorders):
+        yield kept
+
+
+def softmax_rows(
+    q: Tensor, k: Tensor, *, scale: float, grid: tuple[int, int], places: Tensor
+) -> Tensor:
+    """softmax(scale · q kᵀ) in float32.
+
+    Args:
+        q: The queries of the rows asked for, (B, heads, queries, d).
+        k: All keys, (B, heads, H·W, d).
+        places: Where in the sequence the queries are, (queries,).
+
+    Returns:
+        (B, heads, queries, H·W).
+    """
+    return (scale * q.float() @ k.float().mT).softmax(dim=-1)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Recorder:
-    """What sits in a slot: calls `attend`, which sat there, and appends to `kept`."""
+class Recorder(Generic[Kept]):
+    """What sits in a slot: calls `attend`, which sat there, and appends to `kept`.
+
+    An `attend` that weighs pixels otherwise than by softmax(scale · q kᵀ) says so by a method
+    `rows`, called as `softmax_rows` is.
+    """
 
     attend: Attend
-    kept: list[Tensor]
+    keep: Callable[[Rows], Kept]
+    kept: list[Kept]
     pixels: list[tuple[int, int]] | None  # of the image; None for all of the grid
     reduction: int
-    mean: bool
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, grid: tuple[int, int]
     ) -> Tensor:
         if torch.compiler.is_compiling():
-            raise ValueError(_COMPILED)
+            raise ValueError(COMPILED)
         # -1 outside of a backward pass; inside one, checkpointing computes again what was kept.
         if torch._C._current_graph_task_id() == -1:
-            self.kept.append(self._rows(q, k, scale, grid))
+            self._record(q, k, scale, grid)
         return self.attend(q, k, v, scale=scale, grid=grid)
 
+    @property
+    def rows(self) -> Callable[..., Tensor]:
+        return getattr(self.attend, "rows", softmax_rows)
+
     @torch.no_grad()
-    def _rows(self, q: Tensor, k: Tensor, scale: float, grid: tuple[int, int]) -> Tensor:
-        if self.pixels is not None:
-            q = q[:, :, [_place(pixel, self.reduction, grid) for pixel in self.pixels]]
+    def _record(self, q: Tensor, k: Tensor, scale: float, grid: tuple[int, int]) -> None:
+        (height, width), pixels = grid, self.pixels
+        if pixels is None:
+            chosen = list(range(height * width))
+        else:
+            chosen = [_place(pixel, self.reduction, grid) for pixel in pixels]
+            q = q[:, :, chosen]
+        places = torch.tensor(chosen, device=q.device)
         # Under autocast the product would be rounded to the network's precision.
         with torch.autocast(q.device.type, enabled=False):
-            rows = (scale * q.float() @ k.float().mT).softmax(dim=-1)
-        if self.mean:
-            rows = reduce(rows, "b heads q n -> b 1 q n", "mean")
-        return rearrange(rows, "b heads q (h w) -> b heads q h w", h=grid[0]).cpu()
+            rows = self.rows(q, k, scale=scale, grid=grid, places=places)
+            maps = rearrange(rows, "b heads q (h w) -> b heads q h w", h=height)
+            by_axes = torch.stack([places // width, places % width], dim=1)
+            self.kept.append(self.keep(Rows(maps, by_axes, self.reduction)))
 
 
 def _place(pixel: tuple[int, int], reduction: int, grid: tuple[int, int]) -> int:
@@ -155,20 +174,6 @@ def _place(pixel: tuple[int, int], reduction: int, grid: tuple[int, int]) -> int
             f"{width * reduction} pixels; y comes first, both count from 0"
         )
     return y // reduction * width + x // reduction
-
-
-def _chosen(
-    known: dict[str, AttentionLayer], layers: Sequence[str] | str
-) -> dict[str, AttentionLayer]:
-    if layers == "all":
-        return known
-    names = [layers] if isinstance(layers, str) else layers
-    unknown = [name for name in names if name not in known]
-    if unknown or isinstance(layers, str) or not names:
-        raise ValueError(
-            f"layers={layers!r} must be 'all' or a list of names; known are {', '.join(known)}"
-        )
-    return {name: known[name] for name in names}
 
 
 def _checked(queries: Queries) -> list[tuple[int, int]] | None:
@@ -184,18 +189,3 @@ def _checked(queries: Queries) -> list[tuple[int, int]] | None:
             f"queries={queries!r} must be 'all' or a list of pixels (y, x), whole numbers from 0 on"
         )
     return pixels
-
-
-def _not_ours(network: Any) -> str:
-    kind = type(network).__name__
-    if hasattr(network, "_orig_mod"):
-        return f"{_COMPILED}; give the one that torch.compile got, and call that one"
-    if kind == "UNet2DModel":
-        return (
-            "diffusers' UNet2DModel has no place to record at; open its folder with "
-            "ddpm_sa.UNet.from_pretrained(folder), the weights are the same"
-        )
-    inner = next((name for name in ("unet", "module") if hasattr(network, name)), None)
-    return f"attention is recorded from a ddpm_sa.UNet, not from a {kind}" + (
-        f"; give its .{inner}" if inner else ""
-    )

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.maps import attention_layers
 from ddpm_sa.sampler import make_scheduler
+from ddpm_sa.slots import attention_layers
 from sampling.course import Course, brightest_and_darkest, follow
 
 MOST_QUERIES = 12  # more are no figure that one can read

@@ -16,7 +16,8 @@ LAYERS = [
     {"blocks"},
     {"unet_config"},
     {"unet_files", "unet", "presets"},
-    {"objective", "likelihood", "sampler", "guidance", "maps"},
+    {"objective", "likelihood", "sampler", "guidance", "slots"},
+    {"maps", "attention_measures", "ablation"},
     {"model_folder", "model_card", "pipeline", "checkpoints", "metrics"},
 ]
 PROGRAMS = ("training", "sampling", "benchmarks")

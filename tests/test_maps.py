@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from ddpm_sa import Pipeline, UNet, record_attention
 from ddpm_sa.attention import PixelAttention, SAGANAttention
-from ddpm_sa.maps import attention_layers
+from ddpm_sa.slots import attention_layers
 from tests.reference import SMALL, Fixture, randomise_, twins
 
 NAMES = [
@@ -366,7 +366,7 @@ def test_networks_that_cannot_be_recorded_are_refused_with_the_way_out() -> None
     for thing, message in [
         (unet.to_diffusers(), r"open its folder with ddpm_sa.UNet.from_pretrained"),
         (torch.compile(unet, backend="eager"), "the network is compiled.*torch.compile got"),
-        (pipeline, "from a Pipeline; give its .unet"),
+        (pipeline, "not in a Pipeline; give its .unet"),
         (plain, "no attention layer"),
     ]:
         with pytest.raises(ValueError, match=message), record_attention(thing):
