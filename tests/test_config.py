@@ -130,6 +130,8 @@ def test_help_explains_every_field(capsys):
         (["--optim.learning_rate", "1"], "learning_rate"),
         (["--batch_size", "many"], "batch_size"),
         (["--batch_size", "0"], "batch_size=0 must be 1 or more"),
+        (["--keep_every", "7", "--save_every", "3"], "keep_every=7 .* multiple of save_every=3"),
+        (["--on_nonfinite", "ignore"], "on_nonfinite"),
         (["--optim.lr", "-1"], "optim.lr=-1.0 must be above 0"),
         (["--ema.decay", "1"], "ema.decay=1.0 must be in"),
         (["--ema.more", "[0.5, 1.5]"], r"ema.more=\[0.5, 1.5\]: 1.5 must be in"),
@@ -157,13 +159,16 @@ def test_what_has_no_default_is_asked_for(argv):
 
 def test_resume_under_other_settings_names_both_values():
     saved = to_plain(CONFIG)
-    check_same_run(saved, CONFIG)
-    check_same_run(saved, replace(CONFIG, steps=7, save_every=3, resume="auto", output_dir="y"))
-    changed = replace(CONFIG, seed=5, optim=OptimConfig(lr=1e-3))
-    with pytest.raises(
-        ValueError, match=r"optim.lr was 0.0002 and is now 0.001; seed was 0 and is now 5"
-    ):
-        check_same_run(saved, changed)
+    same = replace(CONFIG, steps=7, save_every=3, resume="auto", output_dir="y")
+    for override in (False, True):
+        assert check_same_run(saved, saved, override) == []
+        assert check_same_run(saved, to_plain(same), override) == []
+    changed = to_plain(replace(CONFIG, seed=5, optim=OptimConfig(lr=1e-3)))
+    changes = ["optim.lr was 0.0002 and is now 0.001", "seed was 0 and is now 5"]
+    with pytest.raises(ValueError, match="; ".join(changes)):
+        check_same_run(saved, changed, override=False)
+    for note, change in zip(check_same_run(saved, changed, override=True), changes, strict=True):
+        assert change in note
 
 
 def test_fields_that_may_change_exist():

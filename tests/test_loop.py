@@ -1,4 +1,5 @@
 import copy
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -124,14 +125,14 @@ def infinite_gradient(losses, network):
     return losses + (network.conv.bias - network.conv.bias.detach()).sqrt()
 
 
-@pytest.mark.parametrize(
-    ("value_of", "message"),
-    [
-        (lambda losses, network: losses * float("nan"), r"loss of step 2 .*timesteps {t}\)"),
-        (lambda losses, network: losses / 0.0, r"loss of step 2 .*timesteps {t}\)"),
-        (infinite_gradient, r"gradient of step 2 .*timesteps .*\b{t}\b.*\)"),
-    ],
-)
+NOT_FINITE = [
+    (lambda losses, network: losses * float("nan"), r"loss of step 2 .*timesteps {t}\)"),
+    (lambda losses, network: losses / 0.0, r"loss of step 2 .*timesteps {t}\)"),
+    (infinite_gradient, r"gradient of step 2 .*timesteps .*\b{t}\b.*\)"),
+]
+
+
+@pytest.mark.parametrize(("value_of", "message"), NOT_FINITE)
 def test_a_value_that_is_not_finite_stops_before_the_weights(value_of, message):
     network, sound = Toy(), Toy()
     trained(sound, 1)
@@ -141,6 +142,28 @@ def test_a_value_that_is_not_finite_stops_before_the_weights(value_of, message):
         one.equal(other)
         for one, other in zip(network.parameters(), sound.parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize(("value_of", "message"), NOT_FINITE)
+def test_an_update_that_is_not_finite_is_left_out_where_asked(value_of, message):
+    network, plain = Toy(), Toy()
+    rates = [1e-2, 7e-3, 3e-3]
+    progress = trained(
+        network, 3, loss=spoilt_at_step_2(value_of), lr_at=rates.__getitem__, on_nonfinite="skip"
+    )
+    assert [one.skipped is None for one in progress] == [True, False, True]
+    assert re.search(message.format(t=DRAWS(1).t[3]), progress[1].skipped)
+    assert [one.lr for one in progress] == pytest.approx(rates)
+    # Plain torch that never saw the second batch; it too has the third batch's learning rate.
+    optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0, fused=True)
+    for step in (0, 2):
+        optimizer.param_groups[0]["lr"] = rates[step]
+        optimizer.zero_grad()
+        toy_loss(plain, whole_batch(step).micro_batches[0]).mean().backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+        optimizer.step()
+    for one, other in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
 def test_batch_holds_the_images_noise_and_labels_of_its_draw():

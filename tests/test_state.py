@@ -130,6 +130,27 @@ def test_oldest_checkpoints_are_removed(run):
     assert left == ["step-00000003", "step-00000004"]
 
 
+def test_a_damaged_checkpoint_does_not_count_towards_those_kept(run):
+    truncate(checkpoint_path(run, 3))
+    flip_a_byte(checkpoint_path(run, 2))
+    save_checkpoint(checkpoint_path(run, 4), make_trainee(), {}, keep=2)
+    left = {path.name: damage_of(path) for path in (run / "checkpoints").iterdir()}
+    assert [name for name in sorted(left) if left[name] is None] == [
+        "step-00000001",
+        "step-00000004",
+    ]
+    save_checkpoint(checkpoint_path(run, 5), make_trainee(), {}, keep=2)
+    left = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert left == ["step-00000004", "step-00000005"]
+
+
+def test_every_so_many_checkpoints_one_stays(tmp_path):
+    for step in range(1, 10):
+        save_checkpoint(checkpoint_path(tmp_path, step), make_trainee(), {}, keep=2, keep_every=3)
+    left = sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir())
+    assert left == [3, 6, 8, 9]
+
+
 def test_a_damaged_checkpoint_is_written_again(run):
     truncate(checkpoint_path(run, 3))
     save_checkpoint(checkpoint_path(run, 3), make_trainee(), {"step": 3}, keep=9)
@@ -145,6 +166,7 @@ def test_a_save_that_fails_leaves_the_one_before_it(run):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert newest_checkpoint(run) == (checkpoint_path(run, 3), [])
+    assert not list((run / "checkpoints").glob("*.partial"))  # which would hold the room that lacks
 
 
 def test_checkpoint_of_another_network_is_refused(run):

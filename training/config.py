@@ -204,6 +204,8 @@ class TrainConfig:
     resume: str = "never"
     """`auto`: go on from the newest sound checkpoint in output_dir, if there is one; a checkpoint
     folder: go on from that; `never`: output_dir must not hold a run."""
+    override: bool = False
+    """Let a resumed run change settings that would make it another run; each change is said."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network's arithmetic. auto: bf16 where the device is fast at it."""
     compile: bool = False
@@ -211,7 +213,11 @@ class TrainConfig:
     time_limit: float | None = None
     """Minutes after which the run ends as if its steps were done."""
     keep_checkpoints: int = 2
-    """Checkpoints kept; older ones are removed."""
+    """Newest whole checkpoints kept; older ones are removed."""
+    keep_every: int | None = None
+    """Of the older ones, those of a step that this divides are kept too. None: none."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite ends the run, or its update is left out and counted."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     """Where curves and sample grids go, besides metrics.jsonl and samples/."""
 
@@ -227,6 +233,12 @@ class TrainConfig:
         }
         for name, value in counts.items():
             _require(value >= 1, f"{name}={value} must be 1 or more")
+        _require(
+            self.keep_every is None
+            or (self.keep_every >= 1 and self.keep_every % self.save_every == 0),
+            f"keep_every={self.keep_every} must be a multiple of save_every={self.save_every}, "
+            "or null: only what is saved can be kept",
+        )
         _require(self.seed >= 0, f"seed={self.seed} must be 0 or more")
         _require(self.sample_every >= 0, f"sample_every={self.sample_every} must be 0 or more")
         _require(

@@ -1,21 +1,22 @@
-"""How a run meets the machine: processes, precision, and being asked to stop."""
+"""How a run meets the machine: its processes, and its precision."""
 
 import importlib.util
 import os
-import signal
-import time
+from collections.abc import Callable
 from dataclasses import replace
-from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+from safetensors import SafetensorError
 
 from training.config import TrainConfig
 from training.draws import Layout
 
 PACKAGE_OF_TRACKER = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+Result = TypeVar("Result")
 
 
 def join() -> PartialState:
@@ -37,6 +38,25 @@ def join() -> PartialState:
 def leave() -> None:
     """Part from the other processes."""
     PartialState().destroy_process_group()
+
+
+def by_process_0(action: Callable[[], Result]) -> Result:
+    """What process 0 alone does or finds, known to all; where it fails, all fail, and none waits.
+
+    Raises:
+        ValueError: In every process, if what was done raised one or the disk did not serve.
+    """
+    outcome: list[Any] = [None, None]
+    cause = None
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = action()
+        except (ValueError, OSError, SafetensorError) as error:
+            cause, outcome[1] = error, str(error)
+    result, failure = broadcast_object_list(outcome)
+    if failure is not None:
+        raise ValueError(failure) from cause
+    return result
 
 
 def without_accelerator() -> bool:
@@ -118,39 +138,3 @@ def environment(accelerator: Accelerator, config: TrainConfig) -> dict[str, Any]
         "accumulation": accelerator.gradient_accumulation_steps,
         "compile": config.compile,
     }
-
-
-class StopRequest:
-    """Whether this process was asked to stop: by SIGTERM, by SIGINT, or by the clock.
-
-    `with StopRequest(minutes) as stop:` - then `stop()` says so, and `stop.reason` why. The step
-    under way is finished first; a second signal acts as it would have without this.
-    """
-
-    def __init__(self, time_limit: float | None = None):
-        self.deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
-        self.reason: str | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __call__(self) -> bool:
-        if self.deadline is not None and time.monotonic() > self.deadline and not self.reason:
-            self.reason = "the time limit"
-        return self.reason is not None
-
-    def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
-        os.write(2, f"\n{self.reason}: finishing the step, then saving\n".encode())
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()

@@ -1,6 +1,8 @@
 """What is recorded of a run: a bar, metrics.jsonl, the trackers' curves, sample grids."""
 
 import json
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ class RunLog:
         self.path = Path(config.output_dir) / "metrics.jsonl"
         self.losses: list[float] = list(state.get("losses", []))
         self.grad_norms: list[float] = list(state.get("grad_norms", []))
+        self.skipped = int(state.get("skipped", 0))
         self.seconds = float(state.get("seconds", 0.0))
         self.durations: list[float] = []
         self.step = start
@@ -56,13 +59,22 @@ class RunLog:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs so that the next record is as if the run had not stopped."""
-        return {"losses": self.losses, "grad_norms": self.grad_norms, "seconds": self.seconds}
+        return {
+            "losses": self.losses,
+            "grad_norms": self.grad_norms,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+        }
 
     def update(self, progress: Progress) -> None:
         """Take note of an update; every `log_every` of them, and the last, become a record."""
         self.step = progress.step
-        self.losses.append(progress.loss)
-        self.grad_norms.append(progress.grad_norm)
+        if progress.skipped is None:
+            self.losses.append(progress.loss)
+            self.grad_norms.append(progress.grad_norm)
+        else:
+            self.skipped += 1
+            self.bar.write(f"{progress.skipped}; this update is left out", file=sys.stderr)
         self.durations.append(progress.seconds)
         self.seconds += progress.seconds
         rate = self.config.batch_size / float(np.mean(self.durations))
@@ -74,9 +86,10 @@ class RunLog:
         self._record(
             {
                 "step": progress.step,
-                "loss": float(np.mean(self.losses)),
+                "loss": finite_mean(self.losses),
                 "lr": progress.lr,
-                "grad_norm": float(np.mean(self.grad_norms)),
+                "grad_norm": finite_mean(self.grad_norms),
+                "skipped": self.skipped,
                 "images_per_second": round(rate, 2),
                 "seconds": round(self.seconds, 3),
             }
@@ -99,19 +112,33 @@ class RunLog:
     def farewell(self, reason: str | None) -> str:
         """Where the run stands, and how to go on if it was stopped."""
         config = self.config
+        left_out = f" ({self.skipped} updates left out: not finite)" if self.skipped else ""
         if self.step == config.steps:
-            return f"{self.step} steps done: {config.output_dir}/model"
+            return f"{self.step} steps done{left_out}: {config.output_dir}/model"
         return (
-            f"stopped at step {self.step} of {config.steps} by {reason or 'another process'}: "
-            f"{config.output_dir}/model; go on with --resume auto"
+            f"stopped at step {self.step} of {config.steps}{left_out} by "
+            f"{reason or 'another process'}: {config.output_dir}/model; go on with --resume auto"
         )
 
-    def _record(self, row: dict[str, float]) -> None:
+    def _record(self, row: dict[str, float | None]) -> None:
+        curves = {
+            name: value
+            for name, value in row.items()
+            if value is not None and name not in ("step", "seconds")
+        }
         if self.accelerator.is_main_process:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        curves = {name: value for name, value in row.items() if name not in ("step", "seconds")}
-        self.accelerator.log(curves, step=int(row["step"]))
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+        self.accelerator.log(curves, step=self.step)
+
+
+def finite_mean(values: list[float]) -> float | None:
+    """The mean of the finite ones, or None if there are none.
+
+    While fp16's loss scale settles the norm of a gradient may be infinite.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else None
 
 
 def cut_records(path: Path, step: int, partial: bool) -> None:

@@ -3,9 +3,11 @@
 What is done with an update (averaging, logging, saving, sampling) is its caller's business.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -66,6 +68,7 @@ class Progress:
         grad_norm: Norm of the batch's gradient before clipping.
         seconds: Time it took, waiting for data included, the caller's own work not.
         stop: Whether some process was asked to stop; all processes agree.
+        skipped: Why the update was left out, or None.
     """
 
     step: int
@@ -74,6 +77,7 @@ class Progress:
     grad_norm: float
     seconds: float
     stop: bool
+    skipped: str | None = None
 
 
 def make_batch(images: Images, draws: Draws, layout: Layout, step: int) -> Batch:
@@ -104,6 +108,7 @@ def train_steps(
     lr_at: Callable[[int], float],
     grad_clip: float | None = None,
     stop_asked: Callable[[], bool] = lambda: False,
+    on_nonfinite: Literal["stop", "skip"] = "stop",
 ) -> Iterator[Progress]:
     """Train on each batch in turn; yield after each update.
 
@@ -114,9 +119,11 @@ def train_steps(
         lr_at: Learning rate of an update, counted from 0.
         grad_clip: Largest norm of the gradient; None: no limit.
         stop_asked: Whether this process wants to stop.
+        on_nonfinite: What a loss or gradient that is not finite does. Either way the weights and
+            the optimiser stay as they are.
 
     Raises:
-        ValueError: If the loss or the gradient is not finite. The weights are then untouched.
+        ValueError: If the loss or the gradient is not finite, and that stops.
     """
     parameters = list(network.parameters())
     began = time.perf_counter()
@@ -135,12 +142,19 @@ def train_steps(
             losses.append(loss.detach())
         grad_norm = accelerator.clip_grad_norm_(parameters, grad_clip or float("inf"))
         all_losses, norm, stop = _agree(accelerator, torch.cat(losses), grad_norm, stop_asked())
-        _check_finite(batch.draw, all_losses, norm, scaled=accelerator.scaler is not None)
-        optimizer.step()
+        scaled = accelerator.scaler is not None
+        fault = _not_finite(batch.draw, all_losses, norm, scaled)
+        if fault is not None and on_nonfinite == "stop":
+            raise ValueError(
+                f"{fault}; the weights were not touched. Go on from the last checkpoint with "
+                "--resume auto --on_nonfinite skip, or with a lower optim.lr and --override true"
+            )
+        if fault is None or scaled:  # the scaler leaves the update out by itself, and must know
+            optimizer.step()
         optimizer.zero_grad()
 
         seconds = time.perf_counter() - began
-        yield Progress(step + 1, all_losses.mean().item(), lr, norm, seconds, stop)
+        yield Progress(step + 1, all_losses.mean().item(), lr, norm, seconds, stop, fault)
         began = time.perf_counter()
 
 
@@ -170,18 +184,15 @@ def _agree(
     return gathered[:, :-2].flatten(), gathered[0, -2].item(), bool(gathered[:, -1].any())
 
 
-def _check_finite(draw: Draw, losses: Tensor, grad_norm: float, scaled: bool) -> None:
-    """Stop before a loss or gradient that is not finite reaches the weights.
+def _not_finite(draw: Draw, losses: Tensor, grad_norm: float, scaled: bool) -> str | None:
+    """What is not finite, of which step and timesteps, or None.
 
     With fp16's loss scaling an infinite gradient is a sign to lower the scale, and skips itself.
     """
     finite = losses.isfinite().numpy()
-    if finite.all() and (scaled or torch.tensor(grad_norm).isfinite()):
-        return
+    if finite.all() and (scaled or math.isfinite(grad_norm)):
+        return None
     what = "gradient" if finite.all() else "loss"
     timesteps = sorted(draw.t.tolist() if finite.all() else draw.t[~finite].tolist())
     named = ", ".join(map(str, timesteps[:16])) + (", ..." if len(timesteps) > 16 else "")
-    raise ValueError(
-        f"the {what} of step {draw.step + 1} is not finite (timesteps {named}); the weights were "
-        "not touched. Resume from the last checkpoint, with a lower optim.lr or mixed_precision no"
-    )
+    return f"the {what} of step {draw.step + 1} is not finite (timesteps {named})"

@@ -1,7 +1,6 @@
-"""The folder of a run: whether it may begin or go on, what it keeps, the model it ends with."""
+"""The folder of a run: what it keeps, and the model that it ends with."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,15 @@ from ddpm_sa.unet import UNet
 from training.config import TrainConfig
 from training.data import Images
 from training.ema import EMA
-from training.launch import environment
-from training.settings import check_same_run, save_config, to_plain
+from training.launch import by_process_0, environment
+from training.resume import record_launch, set_aside_later, what_counts
+from training.settings import save_config
 from training.state import (
     Trainee,
     checkpoint_path,
-    damage_of,
     load_state,
     newest_checkpoint,
+    remove_unfinished,
     save_checkpoint,
 )
 
@@ -49,65 +49,33 @@ def network_with(network: UNet, weights: Mapping[str, Tensor]) -> UNet:
     return other
 
 
-def find_checkpoint(config: TrainConfig) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, or None, and what is to be said about others.
-
-    Raises:
-        ValueError: If a run is there and `resume` is `never`, if the checkpoint named by `resume`
-            is not sound, or if it belongs to a run with other settings.
-    """
-    run = Path(config.output_dir)
-    if run.exists() and not run.is_dir():
-        raise ValueError(f"output_dir={run} is a file")
-    holds_run = (run / "config.yaml").exists() or (run / "checkpoints").exists()
-    notes: list[str] = []
-    if config.resume == "never":
-        if holds_run:
-            raise ValueError(
-                f"output_dir={run} already holds a run; add --resume auto to go on with it, or "
-                "choose another output_dir"
-            )
-        return None, notes
-    if config.resume == "auto":
-        folder, damaged = newest_checkpoint(run)
-        notes = [f"passed over: {damage}" for damage in damaged]
-        if holds_run and folder is None:
-            notes.append(f"{run} holds no whole checkpoint: the run starts from step 0")
-    else:
-        folder = Path(config.resume)
-        if damage := damage_of(folder):
-            raise ValueError(f"resume={config.resume} is no whole checkpoint: {damage}")
-        if holds_run and folder.resolve().parent.parent != run.resolve():
-            raise ValueError(
-                f"output_dir={run} holds another run than resume={folder}; choose a new output_dir"
-            )
-    if folder is not None:
-        state = load_state(folder)
-        check_same_run(state["config"], config)
-        if state["step"] > config.steps:
-            raise ValueError(f"steps={config.steps}, but {folder} has {state['step']} behind it")
-    return folder, notes
-
-
 class RunFolder:
     """Where a run writes; process 0 alone does, the others wait.
+
+    Args:
+        accelerator, config, images: Of the run.
+        trainee: What is trained.
 
     Raises:
         ValueError: If the folder cannot be made.
     """
 
-    def __init__(self, accelerator: Accelerator, config: TrainConfig, trainee: Trainee):
-        self.accelerator, self.config, self.trainee = accelerator, config, trainee
+    def __init__(
+        self, accelerator: Accelerator, config: TrainConfig, images: Images, trainee: Trainee
+    ):
+        self.accelerator, self.config = accelerator, config
+        self.counts, self.trainee = what_counts(config, images), trainee
         self.path = Path(config.output_dir)
-        # Every process has looked at the folder before one of them changes it.
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                save_config(replace(config, resume="never"), self.path / "config.yaml")
-            except OSError as error:
-                raise ValueError(f"output_dir={self.path} cannot be written: {error}") from error
-        accelerator.wait_for_everyone()
+        by_process_0(self._begin)
+        record_launch(self.path)
+
+    def _begin(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(self.path)
+            save_config(self.config, self.path / "config.yaml")
+        except OSError as error:
+            raise ValueError(f"output_dir={self.path} cannot be written: {error}") from error
 
     def restore(self, checkpoint: Path | None) -> tuple[int, dict[str, Any]]:
         """Take a checkpoint's values, and say what has changed around the run.
@@ -128,6 +96,10 @@ class RunFolder:
                     f"{name}: {before.get(name)} before, {now} now; the last bits may differ from "
                     "a run that was not stopped"
                 )
+        if self.config.resume not in ("auto", "never"):
+            notes = by_process_0(lambda: set_aside_later(self.path, state["step"]))
+            for note in notes:
+                self.accelerator.print(note)
         return state["step"], state["log"]
 
     def save(self, step: int, log_state: dict[str, Any]) -> None:
@@ -137,29 +109,48 @@ class RunFolder:
             ValueError: If it cannot be written; the one before it is then untouched.
         """
         folder = checkpoint_path(self.path, step)
-        scaler = self.accelerator.scaler
+        scaler, config = self.accelerator.scaler, self.config
         state = {
             "step": step,
             "log": log_state,
             "scaler": None if scaler is None else scaler.state_dict(),
-            "environment": environment(self.accelerator, self.config),
-            "config": to_plain(self.config),
+            "environment": environment(self.accelerator, config),
+            "counts": self.counts,
         }
-        if self.accelerator.is_main_process:
+
+        def write() -> None:
             try:
-                save_checkpoint(folder, self.trainee, state, self.config.keep_checkpoints)
+                save_checkpoint(
+                    folder, self.trainee, state, config.keep_checkpoints, config.keep_every
+                )
             except (OSError, SafetensorError) as error:
-                raise ValueError(
-                    f"{folder} could not be written: {error}; the checkpoint before it is whole"
-                ) from error
-        self.accelerator.wait_for_everyone()
+                raise ValueError(self._failure(folder, error)) from error
+
+        by_process_0(write)
 
     def finish(self, pipeline: Pipeline, grid: Image.Image | None) -> None:
-        """Write the model folder, and those of further averages and of the raw weights."""
-        if self.accelerator.is_main_process:
-            pipeline.save_pretrained(self.path / "model", grid)
+        """Write the model folder, and those of further averages and of the raw weights.
+
+        Raises:
+            ValueError: If one cannot be written; the one before it, if any, is then untouched.
+        """
+
+        def write() -> None:
+            self._write_model(pipeline, "model", grid)
             for name, weights in self.trainee.further_weights(self.config.ema.keep_raw).items():
                 network = network_with(pipeline.unet, weights)
                 other = Pipeline(network, pipeline.scheduler, pipeline.image_format)
-                other.save_pretrained(self.path / f"model-{name}")
-        self.accelerator.wait_for_everyone()
+                self._write_model(other, f"model-{name}", None)
+
+        by_process_0(write)
+
+    def _write_model(self, pipeline: Pipeline, name: str, grid: Image.Image | None) -> None:
+        try:
+            pipeline.save_pretrained(self.path / name, grid)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(self._failure(self.path / name, error)) from error
+
+    def _failure(self, path: Path, error: Exception) -> str:
+        newest, _ = newest_checkpoint(self.path)
+        left = "no checkpoint is left" if newest is None else f"{newest} is whole"
+        return f"{path} could not be written: {error}; {left}: make room, then --resume auto"

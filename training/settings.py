@@ -1,12 +1,13 @@
 """The settings of a run on disk: written once, and compared when the run goes on."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from training.config import TrainConfig
+from training.files import written_aside
 
 # What a resumed run may change: how long, how often and where it is looked at and kept, and how
 # its numbers are spread over machines; nothing that changes which numbers it computes.
@@ -21,8 +22,11 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "num_samples",
         "sample_steps",
         "resume",
+        "override",
         "time_limit",
         "keep_checkpoints",
+        "keep_every",
+        "on_nonfinite",
         "tracker",
         "data.num_workers",
         "data.memory",
@@ -33,8 +37,10 @@ MAY_CHANGE_ON_RESUME = frozenset(
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Write a configuration as the YAML that `--config` reads."""
-    path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
+    """Write a configuration as the YAML that `--config` reads, and that repeats the run."""
+    anew = replace(config, resume="never", override=False)
+    with written_aside(path) as aside:
+        aside.write_text(yaml.safe_dump(to_plain(anew), sort_keys=False), encoding="utf-8")
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:
@@ -44,27 +50,32 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
     return plain
 
 
-def check_same_run(saved: dict[str, Any], config: TrainConfig) -> None:
+def check_same_run(saved: dict[str, Any], now: dict[str, Any], override: bool) -> list[str]:
     """Refuse to go on with a run under settings that would make it another run.
 
     Args:
-        saved: `to_plain` of the settings that the checkpoint was made with.
-        config: The settings now.
+        saved: `to_plain` of the settings that the checkpoint was made with, and what else counts.
+        now: The same, as it is now.
+        override: Go on nevertheless.
+
+    Returns:
+        With `override`, what is to be said of each field that differs and should not.
 
     Raises:
-        ValueError: Names each field that differs and may not, with both values.
+        ValueError: Without it, naming each of these fields with both values.
     """
-    before, now = _flatten(saved), _flatten(to_plain(config))
+    before, after = _flatten(saved), _flatten(now)
     different = [
-        f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if name not in MAY_CHANGE_ON_RESUME and before.get(name) != now.get(name)
+        f"{name} was {before.get(name)!r} and is now {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if name not in MAY_CHANGE_ON_RESUME and before.get(name) != after.get(name)
     ]
-    if different:
+    if different and not override:
         raise ValueError(
-            f"cannot resume: {'; '.join(different)}. Keep the settings of the run, or start "
-            "another in a new output_dir"
+            f"cannot resume: {'; '.join(different)}. Keep the settings of the run, start another "
+            "in a new output_dir, or go on nevertheless with --override true"
         )
+    return [f"override    {change}" for change in different]
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,6 @@ state.json, and manifest.json with the size and SHA-256 of each of these.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.ema import Averages
+from training.files import flush
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -79,32 +79,41 @@ def checkpoint_path(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def save_checkpoint(folder: Path, trainee: Trainee, state: dict[str, Any], keep: int) -> None:
+def save_checkpoint(
+    folder: Path, trainee: Trainee, state: dict[str, Any], keep: int, keep_every: int | None = None
+) -> None:
     """Write a checkpoint so that it is either whole or not there, then remove the oldest.
 
     Args:
         folder: Its final name, from `checkpoint_path`.
         trainee: What is trained.
         state: Plain values for state.json.
-        keep: Checkpoints left in the run, this one included.
+        keep: Whole checkpoints left in the run, this one included.
+        keep_every: Those of steps that this divides stay as well.
     """
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for stem, tensors in trainee.tensors().items():
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, aside / f"{stem}.safetensors")
-    _write_json(aside / STATE, state)
-    files = {path.name: _fingerprint(path) for path in sorted(aside.iterdir())}
-    _write_json(aside / MANIFEST, files)
-    for path in (*aside.iterdir(), aside):
-        _flush(path)
-    if folder.exists():  # an earlier one that was found damaged and passed over
-        shutil.rmtree(folder)
-    aside.rename(folder)
-    _flush(folder.parent)
-    for old in _checkpoints(folder.parent.parent)[keep:]:
-        shutil.rmtree(old)
+    try:
+        aside.mkdir(parents=True)
+        _write_checkpoint(aside, trainee, state)
+        if folder.exists():  # an earlier one that was found damaged and passed over
+            shutil.rmtree(folder)
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    flush(folder.parent)
+    _remove_oldest(folder, keep, keep_every)
+
+
+def remove_unfinished(run: Path) -> None:
+    """Remove what a process that was killed while it wrote has left in a run."""
+    for pattern in ("checkpoints/step-*.partial", ".model*", "*.partial.*", "samples/*.partial.*"):
+        for path in run.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -112,10 +121,21 @@ def load_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / STATE).read_text(encoding="utf-8"))
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """The newest first; unfinished ones end in .partial and are not among them."""
+    names = (run / "checkpoints").glob("step-*")
+    return sorted((path for path in names if path.name[5:].isdigit()), key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """The updates behind a checkpoint, by its name."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole, and what is wrong with those passed over."""
     passed_over = []
-    for folder in _checkpoints(run):
+    for folder in checkpoints(run):
         if damage := damage_of(folder):
             passed_over.append(damage)
         else:
@@ -138,10 +158,27 @@ def damage_of(folder: Path) -> str | None:
     return None
 
 
-def _checkpoints(run: Path) -> list[Path]:
-    """The newest first; unfinished ones end in .partial and are not among them."""
-    names = (run / "checkpoints").glob("step-*")
-    return sorted((path for path in names if path.name[5:].isdigit()), reverse=True)
+def _write_checkpoint(aside: Path, trainee: Trainee, state: dict[str, Any]) -> None:
+    for stem, tensors in trainee.tensors().items():
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, aside / f"{stem}.safetensors")
+    _write_json(aside / STATE, state)
+    files = {path.name: _fingerprint(path) for path in sorted(aside.iterdir())}
+    _write_json(aside / MANIFEST, files)
+    for path in (*aside.iterdir(), aside):
+        flush(path)
+
+
+def _remove_oldest(newest: Path, keep: int, keep_every: int | None) -> None:
+    """Leave `newest`, which was just written, and the newest `keep` - 1 others that are whole."""
+    whole = 1
+    for folder in checkpoints(newest.parent.parent):
+        if folder == newest:
+            continue
+        if whole < keep:
+            whole += damage_of(folder) is None
+        elif not keep_every or step_of(folder) % keep_every:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
@@ -152,12 +189,3 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,14 +15,16 @@ from training.config import TrainConfig
 from training.data import open_images, prefetched
 from training.draws import Draws
 from training.ema import Averages
-from training.launch import StopRequest, leave, make_accelerator, make_layout, settle
+from training.launch import leave, make_accelerator, make_layout, settle
 from training.log import RunLog
 from training.loop import learning_rate, make_batch, train_steps
 from training.network import build_network, memory_format
 from training.recipe import fine_tuning_notes, make_loss, make_optimizer, make_scheduler
 from training.report import report
-from training.run import RunFolder, averaged_pipeline, find_checkpoint
+from training.resume import find_checkpoint
+from training.run import RunFolder, averaged_pipeline
 from training.state import Trainee
+from training.stop import StopRequest
 from training.watch import Watch
 
 
@@ -41,7 +43,7 @@ def train(config: TrainConfig) -> None:
     images = open_images(config.data)
     network = build_network(config.model, images, config.seed)
     scheduler = make_scheduler(config)
-    checkpoint, notes = find_checkpoint(config)
+    checkpoint, notes = find_checkpoint(config, images)
     notes += fine_tuning_notes(config)
 
     accelerator = make_accelerator(config, layout)
@@ -51,7 +53,7 @@ def train(config: TrainConfig) -> None:
     prepared, optimizer = accelerator.prepare(network, make_optimizer(network, config.optim))
     averages = Averages(network, config.ema)
     pipeline = averaged_pipeline(network, averages.main, scheduler, images)
-    run = RunFolder(accelerator, config, Trainee(network, averages, optimizer))
+    run = RunFolder(accelerator, config, images, Trainee(network, averages, optimizer))
     start, log_state = run.restore(checkpoint)
     accelerator.print(*notes, report(config, layout, images, network, start), sep="\n")
 
@@ -59,12 +61,13 @@ def train(config: TrainConfig) -> None:
     batches = prefetched(partial(make_batch, images, draws, layout), range(start, config.steps))
     log, stop = RunLog(accelerator, config, log_state, start), StopRequest(config.time_limit)
     watch, loss = Watch(accelerator, config, pipeline, log), make_loss(scheduler, config.objective)
-    lr, clip = partial(learning_rate, config.optim), config.optim.grad_clip
-    steps = train_steps(accelerator, prepared, optimizer, loss, batches, lr, clip, stop)
+    how = (partial(learning_rate, config.optim), config.optim.grad_clip, stop, config.on_nonfinite)
+    steps = train_steps(accelerator, prepared, optimizer, loss, batches, *how)
     with log, stop:
         for progress in steps:
             last = progress.stop or progress.step == config.steps
-            averages.update(progress.step - 1)
+            if progress.skipped is None:
+                averages.update(progress.step - 1)
             log.update(progress)
             watch(progress.step)
             if last or progress.step % config.save_every == 0:
