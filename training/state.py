@@ -21,6 +21,14 @@ from training.files import flush
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+UNFINISHED = (
+    "checkpoints/step-*.partial",
+    ".model[.-]*",
+    "*.partial.yaml",
+    "*.partial.jsonl",
+    ".launches.partial",
+    "samples/step-*.partial.png",
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def save_checkpoint(
 
 def remove_unfinished(run: Path) -> None:
     """Remove what a process that was killed while it wrote has left in a run."""
-    for pattern in ("checkpoints/step-*.partial", ".model*", "*.partial.*", "samples/*.partial.*"):
+    for pattern in UNFINISHED:
         for path in run.glob(pattern):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
