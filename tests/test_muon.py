@@ -30,10 +30,9 @@ def test_orthogonal_keeps_the_singular_vectors_and_evens_out_the_values(
 
 def test_a_hidden_matrix_moves_as_under_torch_muon() -> None:
     """torch's iterates in bfloat16, so a step agrees to some of its 8 bits."""
-    ours = nn.Sequential(nn.Linear(24, 16, bias=False))
-    theirs = nn.Sequential(nn.Linear(24, 16, bias=False))
+    ours, theirs = nn.Linear(24, 16, bias=False), nn.Linear(24, 16, bias=False)
     theirs.load_state_dict(ours.state_dict())
-    before = ours[0].weight.detach().clone()
+    before = ours.weight.detach().clone()
     optimizer = Muon(ours, lr=0.01, weight_decay=0.1)
     reference = torch.optim.Muon(
         theirs.parameters(), lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
@@ -43,7 +42,7 @@ def test_a_hidden_matrix_moves_as_under_torch_muon() -> None:
         with_gradients(theirs, step)
         optimizer.step()
         reference.step()
-    moved, expected = ours[0].weight - before, theirs[0].weight - before
+    moved, expected = ours.weight - before, theirs.weight - before
     assert (moved - expected).norm() < 0.03 * expected.norm()
 
 

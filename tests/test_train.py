@@ -167,6 +167,14 @@ def test_stopped_and_resumed_is_bit_for_bit_the_run_that_was_not(
     assert_same_run(straight, run, 6)
 
 
+def test_muon_resumes_bit_for_bit(pictures, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    run_here(arguments(pictures, straight, steps=4, optim__optimizer="muon"))
+    run_here(arguments(pictures, stopped, steps=2, optim__optimizer="muon"))
+    run_here(arguments(pictures, stopped, steps=4, optim__optimizer="muon", resume="auto"))
+    assert_same_run(straight, stopped, 4)
+
+
 def test_accumulation_gives_the_same_losses_and_gradient(pictures, saved_network, tmp_path):
     changes = SAVED | {"model__init_from": saved_network}
     whole, parts = tmp_path / "whole", tmp_path / "parts"

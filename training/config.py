@@ -115,8 +115,11 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Adam (Kingma & Ba 2015) with linear warm-up and clipping."""
+    """Adam (Kingma & Ba 2015) or Muon (Jordan et al. 2024), with linear warm-up and clipping."""
 
+    optimizer: Literal["adam", "muon"] = "adam"
+    """muon: hidden layers' weights move by their momentum made orthogonal, the rest by Adam; it
+    learns more from each image, and takes time per update that a large batch makes up for."""
     lr: float = 2e-4
     """Learning rate after the warm-up."""
     warmup_steps: int = 5000

@@ -11,6 +11,7 @@ from ddpm_sa.presets import preset
 from ddpm_sa.schedule import NoiseSchedule
 from training.config import ObjectiveConfig, OptimConfig, TrainConfig
 from training.loop import Loss, MicroBatch
+from training.muon import Muon
 
 # DDPMScheduler's names of the schedules.
 BETA_SCHEDULE = {"linear": "linear", "cosine": "squaredcos_cap_v2", "quadratic": "scaled_linear"}
@@ -62,7 +63,9 @@ def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig) -> Loss:
 
 
 def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Adam; its weight decay, where there is any, is AdamW's."""
+    """Adam, with AdamW's weight decay where there is any, or Muon."""
+    if config.optimizer == "muon":
+        return Muon(network, config.lr, config.betas, config.eps, config.weight_decay)
     return torch.optim.AdamW(
         network.parameters(),
         lr=config.lr,
