@@ -12,7 +12,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A module imports from its own line and those above it. A new one takes its place here.
 LAYERS = [
-    {"randomness", "schedule", "prediction", "embedding", "attention", "resnet", "images", "cli"},
+    {
+        "randomness",
+        "schedule",
+        "gaussian",
+        "prediction",
+        "embedding",
+        "attention",
+        "resnet",
+        "images",
+        "cli",
+    },
     {"blocks"},
     {"unet_config"},
     {"unet_files", "unet", "presets"},

@@ -106,13 +106,28 @@ def test_min_snr_weights_are_the_closed_forms(gamma: float) -> None:
         assert_close(weights, form, rtol=1e-10, atol=0)
 
 
+def test_p2_weights_are_the_closed_forms() -> None:
+    """Choi et al. 2022, eq. 8 (k = 1, gamma = 1): 1 / (1 + snr) of the error of epsilon.
+
+    On a variance-preserving schedule that is 1 - alphas_cumprod.
+    """
+    noise, signal = 1 - SCHEDULE.alphas_cumprod, SCHEDULE.alphas_cumprod
+    # The error of x_0 is noise / signal of that of epsilon, and 1 / noise of that of v.
+    forms = {"epsilon": noise, "sample": signal, "v_prediction": signal * noise}
+    for name, form in forms.items():
+        weights = timestep_weights(SCHEDULE, prediction(name), "p2")
+        assert_close(weights, form, rtol=1e-9, atol=0)
+    steeper = timestep_weights(SCHEDULE, prediction("epsilon"), "p2", gamma=0.5)
+    assert_close(steeper, noise**0.5, rtol=1e-9, atol=0)
+
+
 def test_uniform_weights_are_ones() -> None:
     weights = timestep_weights(SCHEDULE, prediction("v_prediction"), "uniform")
     assert torch.equal(weights, torch.ones(1000, dtype=torch.float64))
 
 
 def test_wrong_weightings_are_refused_with_their_value() -> None:
-    with pytest.raises(ValueError, match=r"'p2'.*uniform, min_snr"):
-        timestep_weights(SCHEDULE, prediction("epsilon"), "p2")  # pyright: ignore
+    with pytest.raises(ValueError, match=r"'p3'.*uniform, min_snr, p2"):
+        timestep_weights(SCHEDULE, prediction("epsilon"), "p3")  # pyright: ignore
     with pytest.raises(ValueError, match=r"gamma=0.*greater than 0"):
         timestep_weights(SCHEDULE, prediction("epsilon"), "min_snr", 0)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,6 +13,7 @@ from diffusers import DDPMPipeline
 from PIL import Image
 
 from ddpm_sa import Pipeline, UNet
+from ddpm_sa.sampler import SCHEDULERS
 from tests.runs import (
     ROOT,
     arguments,
@@ -213,6 +215,24 @@ def test_class_conditional_run_samples_its_classes(tmp_path):
     pipeline = Pipeline.from_pretrained(run / "model")
     assert list(pipeline.image_format.labels or []) == ["cat", "dog"]
     assert pipeline.unet.config["num_class_embeds"] == 3
+
+
+def test_learned_variance_is_sampled_by_diffusers_and_by_every_scheduler(pictures, tmp_path):
+    run = tmp_path / "run"
+    changes = {"objective__learned_variance": "true", "schedule__num_timesteps": 20}
+    run_here(arguments(pictures, run, steps=2, **changes))
+    theirs = DDPMPipeline.from_pretrained(run / "model")
+    assert theirs.scheduler.config["variance_type"] == "learned_range"
+    assert theirs.unet.config["out_channels"] == 6
+    theirs.set_progress_bar_config(disable=True)
+    made = theirs(batch_size=2, num_inference_steps=20, output_type="np").images
+    assert made.shape == (2, 8, 8, 3)
+    assert np.isfinite(made).all()
+    ours = Pipeline.from_pretrained(run / "model")
+    ours.set_progress_bar_config(disable=True)
+    for name in SCHEDULERS:
+        images = ours(num_images=2, steps=5, scheduler=name, output_type="pt").images
+        assert images.shape == (2, 3, 8, 8)
 
 
 def test_fine_tuning_starts_from_the_weights_it_is_given(pictures, saved_network, tmp_path):

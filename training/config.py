@@ -85,10 +85,14 @@ class ObjectiveConfig:
 
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     """What the network's output means: the noise, the image, or the velocity a eps - s x_0."""
-    weighting: Literal["uniform", "min_snr"] = "uniform"
-    """Weight of each timestep's squared error: 1, or min-SNR (Hang et al. 2023, gamma = 5)."""
+    weighting: Literal["uniform", "min_snr", "p2"] = "uniform"
+    """Weight of each timestep's squared error: 1, min-SNR (Hang et al. 2023, gamma = 5), or P2
+    (Choi et al. 2022, k = 1, gamma = 1)."""
     timestep_sampling: Literal["uniform", "stratified"] = "uniform"
     """Timesteps of a batch: independent, or one from each of batch_size equal parts of 0..T-1."""
+    learned_variance: bool = False
+    """Learn the variance of the reverse step too, by the hybrid loss (Nichol & Dhariwal 2021): for
+    likelihoods, and for `ddpm` sampling in few steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

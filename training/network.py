@@ -11,21 +11,29 @@ from training.config import ModelConfig
 from training.data import Images
 
 
-def build_network(config: ModelConfig, images: Images, seed: int) -> UNet:
+def build_network(
+    config: ModelConfig, images: Images, seed: int, learned_variance: bool = False
+) -> UNet:
     """Make the network that fits these images.
 
     Args:
         config: Which one.
         images: Give the channels, the size and the number of labels.
         seed: Of the initial weights, where they are not loaded.
+        learned_variance: Whether it has a second output for each channel.
 
     Raises:
         ValueError: If the settings contradict each other, or saved weights do not fit the data.
     """
+    fixed = {
+        "in_channels": images.channels,
+        "out_channels": images.channels * (2 if learned_variance else 1),
+        "num_class_embeds": images.num_class_embeds,
+    }
     if config.init_from is None:
-        network = _new_network(config, images, seed)
+        network = _new_network(config, images.size, fixed, seed)
     else:
-        network = _saved_network(config.init_from, config, images)
+        network = _saved_network(config.init_from, config, images.size, fixed)
     if images.size % network.size_multiple:
         raise ValueError(
             f"data.size={images.size} cannot be halved at each of the network's "
@@ -58,20 +66,15 @@ def attention_layers(network: UNet) -> list[str]:
     return places + [f"up {size}x{size}" for kind, size in up if "Attn" in kind]
 
 
-def _new_network(config: ModelConfig, images: Images, seed: int) -> UNet:
+def _new_network(config: ModelConfig, size: int, fixed: dict[str, Any], seed: int) -> UNet:
     arguments: dict[str, Any] = preset(config.preset).unet | config.unet
     if config.attention_resolutions is not None:
         levels = len(arguments["block_out_channels"])
-        down, up = block_types(config.attention_resolutions, images.size, levels)
+        down, up = block_types(config.attention_resolutions, size, levels)
         arguments |= {"down_block_types": down, "up_block_types": up}
     if config.dropout is not None:
         arguments["dropout"] = config.dropout
-    arguments |= {
-        "sample_size": images.size,
-        "in_channels": images.channels,
-        "out_channels": images.channels,
-        "num_class_embeds": images.num_class_embeds,
-    }
+    arguments |= fixed | {"sample_size": size}
     try:
         network = UNet(**arguments)
     except TypeError as error:  # a name in model.unet that UNet does not have
@@ -80,25 +83,24 @@ def _new_network(config: ModelConfig, images: Images, seed: int) -> UNet:
     return network.paper_init_()
 
 
-def _saved_network(folder_or_repo: str, config: ModelConfig, images: Images) -> UNet:
+def _saved_network(
+    folder_or_repo: str, config: ModelConfig, size: int, fixed: dict[str, Any]
+) -> UNet:
     network = UNet.from_pretrained(folder_or_repo)
-    for name, needed in (
-        ("in_channels", images.channels),
-        ("out_channels", images.channels),
-        ("num_class_embeds", images.num_class_embeds),
-    ):
+    for name, needed in fixed.items():
         if network.config[name] != needed:
             raise ValueError(
                 f"the network in model.init_from={folder_or_repo} has {name}="
                 f"{network.config[name]}, these data need {needed}; choose data.channels, "
-                "data.class_conditional, data.num_classes or other weights"
+                "data.class_conditional, data.num_classes, objective.learned_variance or other "
+                "weights"
             )
     if config.unet:
         raise ValueError(
             f"model.unet={config.unet} cannot be chosen with model.init_from={folder_or_repo}, "
             "which brings its own"
         )
-    network.register_to_config(sample_size=images.size)
+    network.register_to_config(sample_size=size)
     if config.dropout is not None:
         network.register_to_config(dropout=config.dropout)
         for module in network.modules():

@@ -19,8 +19,11 @@ BETA_SCHEDULE = {"linear": "linear", "cosine": "squaredcos_cap_v2", "quadratic":
 
 def make_scheduler(config: TrainConfig) -> DDPMScheduler:
     """The scheduler that describes the training: the preset's, under the config's schedule."""
+    settings = preset(config.model.preset).scheduler
+    if config.objective.learned_variance:
+        settings = settings | {"variance_type": "learned_range"}
     return DDPMScheduler(
-        **preset(config.model.preset).scheduler
+        **settings
         | {
             "num_train_timesteps": config.schedule.num_timesteps,
             "beta_schedule": BETA_SCHEDULE[config.schedule.kind],
@@ -56,7 +59,15 @@ def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig) -> Loss:
 
     def loss_of(network: nn.Module, batch: MicroBatch) -> Tensor:
         return denoising_loss(
-            network, schedule, meaning, batch.x_0, batch.eps, batch.t, batch.class_labels, weights
+            network,
+            schedule,
+            meaning,
+            batch.x_0,
+            batch.eps,
+            batch.t,
+            batch.class_labels,
+            weights,
+            config.learned_variance,
         )
 
     return loss_of

@@ -41,7 +41,7 @@ def train(config: TrainConfig) -> None:
     """
     config, layout = settle(config), make_layout(config)
     images = open_images(config.data)
-    network = build_network(config.model, images, config.seed)
+    network = build_network(config.model, images, config.seed, config.objective.learned_variance)
     scheduler = make_scheduler(config)
     checkpoint, notes = find_checkpoint(config, images)
     notes += fine_tuning_notes(config)
