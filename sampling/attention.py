@@ -3,8 +3,9 @@
     python sampling/attention.py --model runs/mnist/model --query 12,16 --query 20,8 \
         --output_dir out
 
-Writes attention.png (the denoising, with the maps of one layer), layers.png (all layers, at the
-last moments) and attention.npz (the numbers of every layer at every step).
+Writes attention.png (the denoising, with the maps of one layer), attention.gif (the same, moving),
+layers-Y-X.png for each query (all layers), measures.png (how wide, far and local attention is) and
+attention.npz (the numbers of every layer and head at every step).
 """
 
 import dataclasses
@@ -12,19 +13,15 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from torch import Tensor
-
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.sampler import make_scheduler
 from ddpm_sa.slots import attention_layers
-from sampling.course import Course, brightest_and_darkest, follow
+from sampling.course import Course, Denoising, Making, brightest_and_darkest, follow
+from sampling.device import device_named
 
 MOST_QUERIES = 12  # more are no figure that one can read
 
@@ -35,7 +32,7 @@ class Settings:
 
     Attributes:
         model: A model folder, such as runs/mnist/model, or a DDPMPipeline's repository on the hub.
-        output_dir: Where attention.png, layers.png and attention.npz go; made if it is not there.
+        output_dir: Where the figures and attention.npz go; made if it is not there.
         query: A pixel that looks, as Y,X (row, column, from 0); once for each pixel, as in
             `--query 12,16 --query 20,8`. If not given, the image's brightest and darkest places.
         layer: The layer of attention.png, such as mid_block.attentions.0; the last with the highest
@@ -47,6 +44,7 @@ class Settings:
             pndm.
         class_label: For a class-conditional network; index modulo the number of classes, if not
             given.
+        device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
     """
 
     model: str
@@ -58,6 +56,7 @@ class Settings:
     steps: int = 50
     scheduler: str = "ddim"
     class_label: int | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("seed", "index"):
@@ -66,55 +65,77 @@ class Settings:
         if len(self.query) > MOST_QUERIES:
             raise ValueError(f"{len(self.query)} queries are too many; give {MOST_QUERIES} at most")
 
+    def making(self) -> Making:
+        return Making(
+            seed=self.seed,
+            index=self.index,
+            steps=self.steps,
+            scheduler=self.scheduler,
+            class_label=self.class_label,
+        )
+
 
 def main() -> None:
     settings = parse(Settings, gather_queries(sys.argv[1:]))
-    draw = _drawing()
+    _need_matplotlib()
     pipeline = Pipeline.from_pretrained(settings.model)
     layer = _layer(pipeline, settings.layer)
     _check_queries(settings.query, pipeline.image_format.size)
-    make_scheduler(settings.scheduler, pipeline.scheduler, settings.steps)  # refuses in time
-    labels = pipeline.class_labels([settings.index], settings.class_label)
-    folder = _made(Path(settings.output_dir))
+    making = settings.making()
+    making.evaluations(pipeline)  # refuses in time
+    pipeline.to(device_named(settings.device))
+    folder = made_folder(Path(settings.output_dir))
 
     pipeline.set_progress_bar_config(desc="denoising", unit="evaluation")
-    course = _course(pipeline, settings, labels)
-    which = f"{settings.scheduler}, seed {settings.seed}, image {settings.index}"
-    if labels is not None:
-        which += f", class {int(labels)}"
-    figure = draw.draw_course(course, layer, f"Where pixels look: {layer}, mean of heads\n{which}")
-    draw.save(figure, folder / "attention.png")
-    figure = draw.draw_layers(course, f"Where pixels look in each layer, mean of heads\n{which}")
-    draw.save(figure, folder / "layers.png")
-    course.write(folder / "attention.npz")
+    course = _course(pipeline, making, settings.query)
+    names = draw_all(course, layer, making.told(pipeline), folder)
     print(
         f"queries {', '.join(f'{y},{x}' for y, x in course.queries)} in {layer}: "
-        f"{folder / 'attention.png'}, layers.png, attention.npz"
+        f"{folder / names[0]}, {', '.join(names[1:])}"
     )
 
 
-def _drawing() -> ModuleType:
+def draw_all(course: Course, layer: str, which: str, folder: Path) -> list[str]:
+    """Write every figure and the numbers; returns the names of the files."""
+    from sampling.attention_figure import draw_course, draw_layers, save_animation
+    from sampling.measures_figure import draw_measures
+    from sampling.panels import save
+
+    figures = {
+        "attention.png": draw_course(
+            course, layer, f"Where pixels look: {layer}, mean of heads\n{which}"
+        )
+    }
+    for number, (y, x) in enumerate(course.queries):
+        title = f"Where a pixel looks in each layer, mean of heads\n{which}"
+        figures[f"layers-{y}-{x}.png"] = draw_layers(course, number, title)
+    title = f"Attention of each head, mean over the pixels of an image\n{which}"
+    figures["measures.png"] = draw_measures(course, title)
+    for name, figure in figures.items():
+        save(figure, folder / name)
+    save_animation(course, layer, f"{layer}, mean of heads\n{which}", folder / "attention.gif")
+    course.write(folder / "attention.npz")
+    return [*figures, "attention.gif", "attention.npz"]
+
+
+def _need_matplotlib() -> None:
     try:
-        from sampling import attention_figure
+        import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         raise ValueError(f"the figures need {error.name}: pip install {error.name}") from error
-    return attention_figure
 
 
-def _course(pipeline: Pipeline, settings: Settings, labels: Tensor | None) -> Course:
-    run = partial(
-        follow,
-        pipeline,
-        index=settings.index,
-        steps=settings.steps,
-        seed=settings.seed,
-        scheduler=settings.scheduler,
-        labels=labels,
-    )
-    if settings.query:
-        return run(settings.query)
+def _course(pipeline: Pipeline, making: Making, queries: Sequence[tuple[int, int]]) -> Course:
     # Where the image is bright is known when it is made: once to see, and once more to record.
-    return run(brightest_and_darkest(run([(0, 0)]).image))
+    runs = 1 if queries else 2
+    with pipeline.progress_bar(total=runs * making.evaluations(pipeline)) as bar:  # type: ignore[call-arg]
+        if not queries:
+            steps = []
+            for step in making.walk(pipeline):
+                steps.append(step)
+                bar.update()
+            queries = brightest_and_darkest(Denoising.of(steps).image)
+        return follow(pipeline, making, queries, bar.update)
 
 
 def gather_queries(words: Sequence[str]) -> list[str]:
@@ -160,7 +181,8 @@ def _check_queries(queries: Sequence[tuple[int, int]], size: tuple[int, int]) ->
             )
 
 
-def _made(folder: Path) -> Path:
+def made_folder(folder: Path) -> Path:
+    """A folder that is there and can be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

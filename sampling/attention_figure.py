@@ -1,35 +1,39 @@
-"""Two figures of where the pixels of an image look while it is made."""
+"""Figures of where the pixels of an image look while it is made."""
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import PercentFormatter
-from numpy.typing import NDArray
+from PIL import Image
 
-from sampling.course import Course
+from sampling.course import Course, Denoising
+from sampling.panels import (
+    DOTS,
+    colour_bar,
+    drawn,
+    mark,
+    outline,
+    panels,
+    short_name,
+    show_map,
+    show_picture,
+)
 
-# Its lightness rises evenly, so it reads in grey print, and its hues part for the colour-blind.
-COLOURS = "viridis"
-PANEL = 1.35  # inches
-DOTS = 150  # an inch
+FRAMES = 30
+FRAME_TIME, LAST_TIME = 120, 2000  # milliseconds
+LINE = "line: predicted $x_0$, halfway from its darkest to its brightest"
 
 
 def draw_course(course: Course, layer: str, title: str) -> Figure:
     """The image as it forms; below, a row for each query with its maps, and the image outlined."""
     moments = course.moments(6)
-    maps = course.maps[layer]
-    line = "predicted $x_0$, halfway from its darkest to its brightest"
-    caption = f"{title}\nring: the query; line: {line}"
-    figure, axes, bars = _panels(2 + len(course.queries), len(moments), caption)
+    maps = course.maps[layer].mean(1)
+    caption = f"{title}\nring: the query; {LINE}"
+    figure, axes, bars = panels(2 + len(course.queries), len(moments), caption)
     for column, moment in enumerate(moments):
         axes[0, column].set_title(_moment(course, moment), fontsize=8)
-        axes[0, column].imshow(_picture(course.x_t[moment]), cmap="gray", vmin=0, vmax=1)
-        axes[1, column].imshow(_picture(course.x_0[moment]), cmap="gray", vmin=0, vmax=1)
+        show_picture(axes[0, column], course.x_t[moment])
+        show_picture(axes[1, column], course.x_0[moment])
     for (row, bar), name in zip(enumerate(bars), ("noisy $x_t$", "predicted $x_0$"), strict=False):
         axes[row, 0].set_ylabel(f"{name}\ny (pixels)")
         bar.set_axis_off()
@@ -37,102 +41,67 @@ def draw_course(course: Course, layer: str, title: str) -> Figure:
         row = axes[2 + number]
         scale = Normalize(0, maps[moments, number].max())
         for axis, moment in zip(row, moments, strict=True):
-            _show(axis, maps[moment, number], course.image.shape[-2:], scale)
-            _outline(axis, course.x_0[moment])
-            _mark(axis, y, x)
+            show_map(axis, maps[moment, number], course.image.shape[-2:], scale)
+            outline(axis, course.x_0[moment])
+            mark(axis, y, x)
         row[0].set_ylabel(f"query ({y}, {x})\ny (pixels)")
-        _colour_bar(figure, bars[2 + number], row[0], maps.shape[-2:])
+        colour_bar(figure, bars[2 + number], row[0], maps.shape[-2:])
     return figure
 
 
-def draw_layers(course: Course, title: str) -> Figure:
-    """Every layer, a row each, at the last moments, by query; each row has its own scale."""
-    moments = course.moments(6)[-3:]
-    columns = [(number, moment) for number in range(len(course.queries)) for moment in moments]
-    figure, axes, bars = _panels(len(course.maps), len(columns), f"{title}\nring: the query")
-    for row, bar, (layer, maps) in zip(axes, bars, course.maps.items(), strict=True):
+def draw_layers(course: Course, number: int, title: str) -> Figure:
+    """One query in every layer, a row each with its own scale, over the denoising."""
+    moments = course.moments(6)
+    y, x = course.queries[number]
+    caption = f"{title}\nring: the query ({y}, {x}); {LINE}"
+    figure, axes, bars = panels(len(course.maps), len(moments), caption)
+    for row, bar, (layer, every_head) in zip(axes, bars, course.maps.items(), strict=True):
+        maps = every_head[:, :, number].mean(1)
         scale = Normalize(0, maps[moments].max())
-        for axis, (number, moment) in zip(row, columns, strict=True):
-            _show(axis, maps[moment, number], course.image.shape[-2:], scale)
-            _mark(axis, *course.queries[number])
-        block, _, rest = layer.partition(".attentions")
-        row[0].set_ylabel(f"{block}\nattentions{rest}\ny (pixels)")
-        _colour_bar(figure, bar, row[0], maps.shape[-2:])
-    for axis, (number, moment) in zip(axes[0], columns, strict=True):
-        y, x = course.queries[number]
-        axis.set_title(f"query ({y}, {x})\n{_moment(course, moment)}", fontsize=8)
+        for axis, moment in zip(row, moments, strict=True):
+            show_map(axis, maps[moment], course.image.shape[-2:], scale)
+            outline(axis, course.x_0[moment])
+            mark(axis, y, x)
+        row[0].set_ylabel(f"{short_name(layer)}\ny (pixels)")
+        colour_bar(figure, bar, row[0], maps.shape[-2:])
+    for axis, moment in zip(axes[0], moments, strict=True):
+        axis.set_title(_moment(course, moment), fontsize=8)
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
+def save_animation(course: Course, layer: str, title: str, path: Path) -> None:
+    """Write a GIF of the whole denoising: the image as it forms, and the map of each query.
+
+    It stands still for two seconds at its end, and then begins again.
+    """
+    maps = course.maps[layer].mean(1)
+    caption = f"{title}\nring: the query; {LINE}"
+    figure, axes, bars = panels(1, 1 + len(course.queries), caption)
+    figure.set_dpi(DOTS)
+    bars[0].set_axis_off()
+    axes[0, 0].set_ylabel("y (pixels)")
+    scales = [Normalize(0, maps[:, number].max()) for number in range(len(course.queries))]
+    frames = []
+    for moment in course.moments(FRAMES):
+        for axis in axes[0]:
+            for artist in [*axis.images, *axis.lines, *axis.collections]:
+                artist.remove()
+        show_picture(axes[0, 0], course.x_0[moment])
+        axes[0, 0].set_title(f"predicted $x_0$\n{_moment(course, moment)}", fontsize=8)
+        for axis, (number, (y, x)) in zip(axes[0, 1:], enumerate(course.queries), strict=True):
+            show_map(axis, maps[moment, number], course.image.shape[-2:], scales[number])
+            outline(axis, course.x_0[moment])
+            mark(axis, y, x)
+            axis.set_title(f"query ({y}, {x})\nyellow: {scales[number].vmax:.1%}", fontsize=8)
+        frames.append(Image.fromarray(drawn(figure)).quantize())
+        figure.set_layout_engine("none")  # nothing moves after the first
+    times = [FRAME_TIME] * (len(frames) - 1) + [LAST_TIME]
     partial = path.with_name(f"{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=DOTS)
+    frames[0].save(
+        partial, format="gif", save_all=True, append_images=frames[1:], duration=times, loop=0
+    )
     partial.rename(path)
 
 
-def _panels(rows: int, columns: int, title: str) -> tuple[Figure, Any, list[Axes]]:
-    """A figure, its panels by row and column, and at the right a place for each row's scale."""
-    size = (max(PANEL * columns, 4) + 1.8, PANEL * rows + 1)
-    figure = Figure(figsize=size, layout="compressed")
-    grid = figure.add_gridspec(rows, columns + 1, width_ratios=[1] * columns + [0.07])
-    axes = np.empty((rows, columns), object)
-    for row, column in np.ndindex(rows, columns):
-        axis = axes[row, column] = figure.add_subplot(grid[row, column])
-        axis.tick_params(labelsize=6, labelleft=column == 0, labelbottom=row == rows - 1)
-        axis.xaxis.label.set_fontsize(7)
-        axis.yaxis.label.set_fontsize(7)
-        if row == rows - 1:
-            axis.set_xlabel("x (pixels)")
-    figure.suptitle(title, fontsize=9)
-    return figure, axes, [figure.add_subplot(grid[row, columns]) for row in range(rows)]
-
-
-def _moment(course: Course, moment: int) -> str:
+def _moment(course: Denoising, moment: int) -> str:
     return f"evaluation {moment + 1}/{len(course.timesteps)}\nt = {course.timesteps[moment]:.4g}"
-
-
-def _picture(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(C, H, W) in [-1, 1] -> (H, W, 3), or (H, W) where C isn't 3, in [0, 1]."""
-    values = (image / 2 + np.float32(0.5)).clip(0, 1)
-    return values.transpose(1, 2, 0) if len(values) == 3 else values.mean(0)
-
-
-def _show(
-    axis: Axes, values: NDArray[np.float32], size: tuple[int, int], scale: Normalize, **more: Any
-) -> None:
-    """A map in the coordinates of the image, whose pixels' centres are whole numbers."""
-    extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
-    axis.imshow(values, cmap=COLOURS, norm=scale, extent=extent, interpolation="nearest", **more)
-
-
-def _outline(axis: Axes, image: NDArray[np.float32]) -> None:
-    """A line round what is bright, drawn on a map: both can be read, in print too."""
-    grey = np.pad(image.mean(0), 1, mode="edge")
-    # Blurred by 3 x 3: a line round every noisy pixel would hide the map.
-    grey = np.lib.stride_tricks.sliding_window_view(grey, (3, 3)).mean((2, 3))
-    if grey.min() < grey.max():
-        level = (grey.min() + grey.max()) / 2
-        line = axis.contour(grey, levels=[level], colors="white", linestyles="solid")
-        line.set(linewidth=0.8, path_effects=[withStroke(linewidth=1.6, foreground="black")])
-
-
-def _mark(axis: Axes, y: int, x: int) -> None:
-    for colour, width in (("black", 2.4), ("white", 1.0)):
-        axis.plot(
-            x,
-            y,
-            marker="o",
-            markersize=7,
-            markerfacecolor="none",
-            markeredgecolor=colour,
-            markeredgewidth=width,
-            clip_on=False,  # whole at the border, too
-        )
-
-
-def _colour_bar(figure: Figure, place: Axes, axis: Axes, grid: tuple[int, int]) -> None:
-    bar = figure.colorbar(axis.images[0], cax=place, format=PercentFormatter(1))
-    bar.ax.axhline(1 / (grid[0] * grid[1]), color="white", linewidth=1.5)
-    bar.set_label(f"share of attention\n(line: even over {grid[0]} × {grid[1]})", fontsize=6)
-    bar.ax.tick_params(labelsize=6)

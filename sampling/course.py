@@ -1,99 +1,160 @@
-"""How an image comes out of noise, and where some of its pixels look on the way."""
+"""How an image comes out of noise, and where its pixels look on the way."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ddpm_sa import Pipeline, record_attention
-from ddpm_sa.sampler import make_scheduler
+from ddpm_sa import Pipeline, measure_attention, record_attention
+from ddpm_sa.sampler import Step, make_scheduler
+
+MEASURES = ("entropy", "distance", "local_share", "overlap")
+Array = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Course:
-    """One image's way from noise, and where some of its pixels looked.
+class Making:
+    """Which image to make, and how: the image is that of `ddpm_sa.Pipeline`."""
+
+    seed: int = 0
+    index: int = 0
+    steps: int = 50
+    scheduler: str = "ddim"
+    class_label: int | None = None
+
+    def evaluations(self, pipeline: Pipeline) -> int:
+        """How often the network is called.
+
+        Raises:
+            ValueError: If this pipeline cannot make it.
+        """
+        pipeline.class_labels([self.index], self.class_label)
+        return len(make_scheduler(self.scheduler, pipeline.scheduler, self.steps).timesteps)
+
+    def walk(self, pipeline: Pipeline) -> Iterator[Step]:
+        """Make it, evaluation by evaluation."""
+        labels = pipeline.class_labels([self.index], self.class_label)
+        return pipeline.denoise([self.index], self.steps, self.seed, self.scheduler, labels)
+
+    def told(self, pipeline: Pipeline) -> str:
+        """What to write below a picture of it."""
+        labels = pipeline.class_labels([self.index], self.class_label)
+        of_class = "" if labels is None else f", class {int(labels)}"
+        return f"{self.scheduler}, seed {self.seed}, image {self.index}{of_class}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoising:
+    """One image's way from noise.
 
     Attributes:
         timesteps: What the network was told at each of its evaluations, (steps,).
         x_t: What it saw, (steps, C, H, W).
         x_0: The image that it predicted then, (steps, C, H, W), in [-1, 1].
         image: The image that came of it, (C, H, W), in [-1, 1].
-        queries: The pixels (y, x), (queries, 2).
-        maps: Name of a layer -> the share of attention on each pixel of its grid, mean over its
-            heads, (steps, queries, h, w).
     """
 
-    timesteps: NDArray[np.float32]
-    x_t: NDArray[np.float32]
-    x_0: NDArray[np.float32]
-    image: NDArray[np.float32]
-    queries: NDArray[np.int64]
-    maps: dict[str, NDArray[np.float32]]
+    timesteps: Array
+    x_t: Array
+    x_0: Array
+    image: Array
+
+    @classmethod
+    def of(cls, steps: Sequence[Step]) -> "Denoising":
+        """
+        Raises:
+            ValueError: If the image isn't finite.
+        """
+        image = steps[-1].x_next[0]
+        if not image.isfinite().all():
+            raise ValueError("the image has values that are not finite; use more steps")
+        return cls(
+            timesteps=np.array([float(step.t) for step in steps], np.float32),
+            x_t=torch.cat([step.x_t for step in steps]).cpu().numpy(),
+            x_0=torch.cat([step.x_0 for step in steps]).clamp(-1, 1).cpu().numpy(),
+            image=image.clamp(-1, 1).cpu().numpy(),
+        )
 
     def moments(self, count: int) -> list[int]:
         """So many evaluations, or all if there are fewer: first, last and evenly between."""
         last = len(self.timesteps) - 1
         return sorted({round(i * last / (count - 1)) for i in range(count)})
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Course(Denoising):
+    """One image's way from noise, and where its pixels looked.
+
+    Attributes:
+        queries: Pixels (y, x) of the image, (queries, 2).
+        maps: Name of a layer -> the share of attention on each pixel of its grid, (steps, heads,
+            queries, h, w).
+        measures: Name of a layer -> name of a measure -> its mean over all pixels of the image,
+            (steps, heads), or (steps, heads, heads) for "overlap".
+        reductions: Name of a layer -> how many pixels of the image one of its own is wide.
+    """
+
+    queries: NDArray[np.int64]
+    maps: dict[str, Array]
+    measures: dict[str, dict[str, Array]]
+    reductions: dict[str, int]
+
     def write(self, path: Path) -> None:
-        """An .npz file of these arrays, the maps as "maps/NAME OF LAYER", whole or not at all."""
-        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        maps = {f"maps/{name}": array for name, array in arrays.pop("maps").items()}
+        """An .npz file, whole or not at all: a layer's arrays are "maps/LAYER", "entropy/LAYER"."""
+        arrays = {name: getattr(self, name) for name in ("timesteps", "x_t", "x_0", "image")}
+        arrays |= {"queries": self.queries}
+        arrays |= {f"maps/{layer}": maps for layer, maps in self.maps.items()}
+        for layer, measures in self.measures.items():
+            arrays |= {f"{name}/{layer}": array for name, array in measures.items()}
         partial = path.with_name(f"{path.name}.partial")
         with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays, **maps)
+            np.savez_compressed(file, **arrays)
         partial.rename(path)
 
 
 def follow(
     pipeline: Pipeline,
+    making: Making,
     queries: Sequence[tuple[int, int]],
-    *,
-    index: int,
-    steps: int,
-    seed: int,
-    scheduler: str,
-    labels: Tensor | None,
+    progress: Callable[[], object] = lambda: None,
 ) -> Course:
-    """Make image `index`, as the pipeline would, recording where its queries look.
+    """Make an image, recording where its queries look and measuring where all its pixels do.
 
     Args:
         queries: Pixels (y, x) of the image.
-        labels: The image's class, (1,), or None.
+        progress: Called after every evaluation.
 
     Raises:
         ValueError: If the image isn't finite, or as `Pipeline` and `record_attention` say.
     """
-    total, evaluations = len(make_scheduler(scheduler, pipeline.scheduler, steps).timesteps), []
+    steps = []
     with (
-        record_attention(pipeline.unet, queries=queries) as maps,
-        pipeline.progress_bar(total=total) as bar,  # type: ignore[call-arg]
+        record_attention(pipeline.unet, queries=queries, heads="all") as maps,
+        measure_attention(pipeline.unet) as measured,
     ):
-        for step in pipeline.denoise([index], steps, seed, scheduler, labels):
-            evaluations.append(step)
-            bar.update()
-    image = evaluations[-1].x_next[0]
-    if not image.isfinite().all():
-        raise ValueError(
-            f"scheduler={scheduler!r} with steps={steps} gave values that are not finite; use more "
-            "steps or another scheduler"
-        )
+        for step in making.walk(pipeline):
+            steps.append(step)
+            progress()
+    height = steps[0].x_t.shape[-2]
     return Course(
-        timesteps=np.array([float(step.t) for step in evaluations], np.float32),
-        x_t=torch.cat([step.x_t for step in evaluations]).numpy(),
-        x_0=torch.cat([step.x_0 for step in evaluations]).clamp(-1, 1).numpy(),
-        image=image.clamp(-1, 1).numpy(),
+        **vars(Denoising.of(steps)),
         queries=np.array(queries),
-        maps={name: torch.cat(kept)[:, 0].numpy() for name, kept in maps.items()},
+        maps={layer: torch.cat(kept).numpy() for layer, kept in maps.items()},
+        measures={
+            layer: {
+                name: torch.cat([getattr(each, name) for each in kept]).numpy() for name in MEASURES
+            }
+            for layer, kept in measured.items()
+        },
+        reductions={layer: height // kept[0].shape[-2] for layer, kept in maps.items()},
     )
 
 
-def brightest_and_darkest(image: NDArray[np.float32]) -> list[tuple[int, int]]:
+def brightest_and_darkest(image: Array) -> list[tuple[int, int]]:
     """The middle of the brightest and of the darkest 5 x 5 pixels; of equals, the most central.
 
     Args:

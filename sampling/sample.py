@@ -21,6 +21,7 @@ from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.images import to_pil, to_uint8
 from ddpm_sa.sampler import make_scheduler
+from sampling.device import device_named
 from sampling.folder import GRID, begin, image_file, save_grid, save_picture
 
 
@@ -91,7 +92,7 @@ def main() -> None:
         labels.update(zip(indices, classes.tolist(), strict=True))
     make_scheduler(settings.scheduler, pipeline.scheduler, settings.steps)  # refuses in time
     what_matters = _what_matters(settings, pipeline)
-    device = _device(settings.device)
+    device = device_named(settings.device)
     pipeline.to(device)
     if settings.dtype == "bfloat16":
         pipeline.unet.bfloat16()  # diffusers' .to(dtype) prints a warning about no modules
@@ -136,16 +137,6 @@ def _what_matters(settings: Settings, pipeline: Pipeline) -> dict[str, Any]:
         "seed": settings.seed,
         "dtype": settings.dtype,
     }
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device={name!r} cannot be used: {error}".splitlines()[0]) from error
 
 
 if __name__ == "__main__":

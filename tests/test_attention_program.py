@@ -1,5 +1,6 @@
 """sampling/attention.py. Its drawing is looked at by people; here, what it draws and refuses."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -8,11 +9,12 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from ddpm_sa import Pipeline, UNet, record_attention
+from ddpm_sa import Pipeline, UNet, measure_attention, record_attention
 from ddpm_sa.cli import run_program
 from sampling.attention import gather_queries, main
 from sampling.attention_figure import draw_course, draw_layers
 from sampling.course import Course, brightest_and_darkest
+from sampling.measures_figure import draw_measures
 from tests.reference import SMALL, randomise_
 
 LAYERS = [
@@ -67,22 +69,31 @@ def test_numbers_are_those_of_record_attention_and_of_the_pipeline(
     )
     assert code == 0, error
     assert said.startswith(f"queries 2,11, 7,0 in {LAYERS[-1]}: ")
-    names = ["attention.npz", "attention.png", "layers.png"]
+    figures = ["attention.gif", "attention.png", "layers-2-11.png", "layers-7-0.png"]
+    names = sorted([*figures, "measures.png", "attention.npz"])
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    for picture in ("attention.png", "layers.png"):
-        with Image.open(tmp_path / picture) as drawn:
-            assert min(drawn.size) > 500
+    for figure in (*figures, "measures.png"):
+        with Image.open(tmp_path / figure) as drawn:
+            assert min(drawn.size) > 300
+    evaluations = {"ddim": 4, "heun": 7}[scheduler]
+    with Image.open(tmp_path / "attention.gif") as drawn:
+        assert getattr(drawn, "n_frames") == evaluations  # noqa: B009
 
     found = numbers(tmp_path)
     pipeline = Pipeline.from_pretrained(models / "grey")
-    with record_attention(pipeline.unet, queries=[(2, 11), (7, 0)]) as maps:
+    with (
+        record_attention(pipeline.unet, queries=[(2, 11), (7, 0)], heads="all") as maps,
+        measure_attention(pipeline.unet) as measures,
+    ):
         (batch,) = pipeline.batches([5], 4, 3, 1, scheduler)
-    evaluations = {"ddim": 4, "heun": 7}[scheduler]
     assert {name for name in found if name.startswith("maps/")} == {f"maps/{n}" for n in LAYERS}
     for name in LAYERS:
-        kept = torch.cat(maps[name])[:, 0].numpy()
-        assert kept.shape == (evaluations, 2, 4, 6)
+        kept = torch.cat(maps[name]).numpy()
+        assert kept.shape == (evaluations, 4, 2, 4, 6)
         np.testing.assert_array_equal(found[f"maps/{name}"], kept)
+        for measure in ("entropy", "distance", "local_share", "overlap"):
+            values = torch.cat([getattr(each, measure) for each in measures[name]]).numpy()
+            np.testing.assert_array_equal(found[f"{measure}/{name}"], values)
     np.testing.assert_array_equal(found["image"], batch.images[0].numpy())
     np.testing.assert_array_equal(found["queries"], [(2, 11), (7, 0)])
     assert found["x_t"].shape == found["x_0"].shape == (evaluations, 1, 8, 12)
@@ -109,18 +120,29 @@ def test_the_brightest_and_the_darkest_place_are_found_and_of_equals_the_most_ce
     assert dark == (9, 14)  # 9, 10 and 14, 15 are in the middle
 
 
+def made_up(size=(8, 12), evaluations=9, heads=3, queries=((2, 11), (7, 0))):
+    """A course whose maps and measures are random numbers."""
+    random = np.random.default_rng(0)
+    grid = (size[0] // 2, size[1] // 2)
+    shape = (evaluations, heads, len(queries))
+    maps = {name: random.dirichlet(np.ones(np.prod(grid)), shape) for name in LAYERS}
+    measure = {name: random.random(shape[:2]) for name in ("entropy", "distance", "local_share")}
+    measure["overlap"] = np.where(np.eye(heads), 1, random.random((*shape[:2], heads)))
+    return Course(
+        timesteps=np.linspace(999, 0, evaluations, dtype=np.float32),
+        x_t=random.normal(size=(evaluations, 3, *size)).astype(np.float32),
+        x_0=random.uniform(-1, 1, (evaluations, 3, *size)).astype(np.float32),
+        image=np.zeros((3, *size), np.float32),
+        queries=np.array(queries),
+        maps={n: array.reshape(*shape, *grid).astype(np.float32) for n, array in maps.items()},
+        measures=dict.fromkeys(LAYERS, measure),
+        reductions=dict.fromkeys(LAYERS, 2),
+    )
+
+
 def test_every_map_is_drawn_where_it_belongs():
     """Panels are read back: each holds its map's numbers, in the image's coordinates."""
-    random = np.random.default_rng(0)
-    maps = {name: random.dirichlet(np.ones(24), (9, 2)).reshape(9, 2, 4, 6) for name in LAYERS}
-    course = Course(
-        timesteps=np.linspace(999, 0, 9, dtype=np.float32),
-        x_t=random.normal(size=(9, 3, 8, 12)).astype(np.float32),
-        x_0=random.uniform(-1, 1, (9, 3, 8, 12)).astype(np.float32),
-        image=np.zeros((3, 8, 12), np.float32),
-        queries=np.array([(2, 11), (7, 0)]),
-        maps={name: array.astype(np.float32) for name, array in maps.items()},
-    )
+    course = made_up()
     moments = course.moments(6)
     assert moments == [0, 2, 3, 5, 6, 8]
     figure = draw_course(course, LAYERS[1], "title")
@@ -129,37 +151,42 @@ def test_every_map_is_drawn_where_it_belongs():
     for number, (y, x) in enumerate(course.queries):
         for column, moment in enumerate(moments):
             panel = panels[(2 + number) * 6 + column]
-            np.testing.assert_array_equal(
-                panel.images[0].get_array(), course.maps[LAYERS[1]][moment, number]
-            )
+            expected = course.maps[LAYERS[1]][moment, :, number].mean(0)
+            np.testing.assert_array_equal(panel.images[0].get_array(), expected)
             assert panel.images[0].get_extent() == [-0.5, 11.5, 7.5, -0.5]
             assert {(*ring.get_ydata(), *ring.get_xdata()) for ring in panel.lines} == {(y, x)}
 
-    figure = draw_layers(course, "title")
+    figure = draw_layers(course, 1, "title")
     panels = [axis for axis in figure.axes if axis.images]
-    expected = [
-        course.maps[name][moment, number]
-        for name in LAYERS
-        for number in (0, 1)
-        for moment in moments[-3:]
-    ]
+    expected = [course.maps[name][moment, :, 1].mean(0) for name in LAYERS for moment in moments]
     assert len(panels) == len(expected)
     for panel, values in zip(panels, expected, strict=True):
         np.testing.assert_array_equal(panel.images[0].get_array(), values)
+        assert {(*ring.get_ydata(), *ring.get_xdata()) for ring in panel.lines} == {(7, 0)}
+
+
+def test_measures_are_drawn_whole_a_line_for_each_head():
+    course = made_up()
+    panels = np.reshape(draw_measures(course, "title").axes, (4, len(LAYERS)))
+    for row, name in enumerate(("entropy", "distance", "local_share", "overlap")):
+        for panel in panels[row]:
+            lines = [line for line in panel.lines if line.get_label().startswith("head")]
+            values = course.measures[LAYERS[0]][name]
+            if name == "overlap":  # of each head, its mean with the two others
+                others = [[1, 2], [0, 2], [0, 1]]
+                values = np.stack([values[:, i, o].mean(1) for i, o in enumerate(others)], 1)
+            assert len(lines) == 3
+            low, high = panel.get_ylim()
+            for head, line in enumerate(lines):
+                np.testing.assert_allclose(line.get_ydata(), values[:, head])
+                assert low <= line.get_ydata().min() <= line.get_ydata().max() <= high
 
 
 def test_an_image_of_one_grey_is_drawn_without_a_line():
-    flat = np.zeros((1, 1, 8, 8), np.float32)
-    course = Course(
-        timesteps=np.zeros(1, np.float32),
-        x_t=flat,
-        x_0=flat,
-        image=flat[0],
-        queries=np.array([(0, 0)]),
-        maps={LAYERS[1]: np.full((1, 1, 4, 4), 1 / 16, np.float32)},
-    )
-    panel = [axis for axis in draw_course(course, LAYERS[1], "title").axes if axis.images][2]
-    assert not panel.collections
+    course = dataclasses.replace(made_up(), x_0=np.zeros((9, 3, 8, 12), np.float32))
+    panels = [axis for axis in draw_course(course, LAYERS[1], "title").axes if axis.images]
+    assert len(panels) == 24
+    assert not any(panel.collections for panel in panels)
 
 
 def test_queries_of_a_command_line_become_one_list():
@@ -188,6 +215,7 @@ def test_queries_of_a_command_line_become_one_list():
         (["--model", "none"], "no attention layer"),
         (["--model", "nowhere"], "nowhere is no folder here"),
         (["--querry", "1,1"], "--querry"),
+        (["--device", "abacus"], "device='abacus' cannot be used"),
     ],
 )
 def test_mistakes_end_in_one_line_and_leave_nothing(
