@@ -1,7 +1,7 @@
 """Images as people keep them, and tensors in [-1, 1] as networks want them, without loss between.
 
-Today 8 bits and 1 or 3 channels become pictures; `images.json` already says how deep the pixels
-are and what range they span, so that a folder written now can be read when deeper images come.
+`images.json` in a model's folder says how deep the pixels are and which values became -1 and 1, so
+that what is sampled has the values of what was trained on.
 """
 
 import dataclasses
@@ -18,6 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 FILE_NAME = "images.json"
+DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}
+# (channels, bits) that a PNG file holds, and Pillow writes; it cuts colour of 16 bits to 8.
+PICTURES = {(1, 8), (3, 8), (4, 8), (1, 16)}
+
+Pixels = NDArray[np.uint8 | np.uint16 | np.float32]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,9 +30,9 @@ class ImageFormat:
     """What a network's images are, as `images.json` in its folder keeps it.
 
     Attributes:
-        channels: 1 is grey, 3 is RGB; a network may have any number.
+        channels: 1 is grey, 3 is RGB, 4 is RGBA; a network may have any number.
         size: (height, width) in pixels.
-        bit_depth: Bits of one stored value.
+        bit_depth: Bits of one stored value: 8 and 16 are whole numbers from 0, 32 is float32.
         value_range: The stored values that become -1 and 1.
         labels: Names of the classes, in the order of their numbers, or None.
 
@@ -50,6 +55,14 @@ class ImageFormat:
             raise ValueError(f"bit_depth={self.bit_depth} must be 8, 16 or 32")
         if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
             raise ValueError(f"value_range={self.value_range} must be (lowest, highest)")
+        if not all(map(math.isfinite, self.value_range)):
+            raise ValueError(f"value_range={self.value_range} must be finite")
+        largest = 2**self.bit_depth - 1
+        if self.bit_depth < 32 and not 0 <= self.value_range[0] < self.value_range[1] <= largest:
+            raise ValueError(
+                f"value_range={self.value_range} must be within 0 and {largest}, the values of "
+                f"{self.bit_depth} bits"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,9 +70,19 @@ class ImageFormat:
         return self.channels, *self.size
 
     @property
+    def dtype(self) -> type[np.uint8] | type[np.uint16] | type[np.float32]:
+        """The type of a stored value."""
+        return DTYPES[self.bit_depth]
+
+    @property
     def is_picture(self) -> bool:
-        """Whether an ordinary picture holds it: 1 or 3 channels of the whole of 8 bits."""
-        return self.channels in (1, 3) and self.bit_depth == 8 and self.value_range == (0, 255)
+        """Whether a PNG holds it: grey, RGB or RGBA of 8 bits, or grey of 16."""
+        return (self.channels, self.bit_depth) in PICTURES
+
+    @property
+    def suffix(self) -> str:
+        """Of a file that holds an image without loss: .png where one can, else .npy."""
+        return ".png" if self.is_picture else ".npy"
 
     def save(self, folder: str | Path) -> None:
         text = json.dumps(dataclasses.asdict(self), indent=2)
@@ -81,28 +104,68 @@ class ImageFormat:
             raise ValueError(f"{path} does not describe images: {error}") from error
 
 
-def to_tensor(images: NDArray[np.uint8]) -> Tensor:
-    """x / 127.5 - 1, as the paper's code has it.
+def padded_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """The least (height, width) that holds an image of this size and can be halved.
 
     Args:
-        images: uint8, (N, H, W, C) or (H, W, C).
+        size: (height, width) of an image.
+        multiple: What both must be a multiple of: 2 for each level of the network but the lowest.
+    """
+    height, width = (math.ceil(side / multiple) * multiple for side in size)
+    return height, width
+
+
+def to_tensor(images: Pixels, value_range: tuple[float, float] | None = None) -> Tensor:
+    """(x - low) / ((high - low) / 2) - 1; for 8 bits x / 127.5 - 1, as the paper's code has it.
+
+    Args:
+        images: uint8, uint16 or float32, (N, H, W, C) or (H, W, C).
+        value_range: (low, high), which become -1 and 1; (0, 255) for uint8, if None.
 
     Returns:
-        float32, (N, C, H, W) or (C, H, W), in [-1, 1].
+        float32, (N, C, H, W) or (C, H, W); in [-1, 1] if the values are within their range.
 
     Raises:
-        ValueError: If the array is of another type or has other than 3 or 4 axes.
+        ValueError: If the array is of another type or has other than 3 or 4 axes, or if images
+            that are not of 8 bits come without their range.
     """
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+    if images.dtype not in (np.uint8, np.uint16, np.float32) or images.ndim not in (3, 4):
         raise ValueError(
-            f"images must be uint8 of shape (N, H, W, C) or (H, W, C), not {images.dtype} of "
-            f"shape {images.shape}"
+            "images must be uint8, uint16 or float32 of shape (N, H, W, C) or (H, W, C), not "
+            f"{images.dtype} of shape {images.shape}"
         )
-    return rearrange(torch.tensor(images), "... h w c -> ... c h w").float() / 127.5 - 1
+    if value_range is None and images.dtype != np.uint8:
+        raise ValueError(f"images of {images.dtype} need their value_range, such as (0, 65535)")
+    low, high = value_range or (0, 255)
+    x = rearrange(torch.tensor(images), "... h w c -> ... c h w").float()
+    return (x - low if low else x) / ((high - low) / 2) - 1
+
+
+def from_tensor(x: Tensor, image_format: ImageFormat) -> Pixels:
+    """The stored values, `to_tensor`'s inverse; what lies outside [-1, 1] is clipped.
+
+    8 and 16 bits come back exactly, since float32 holds 24; float32 to its own precision.
+
+    Args:
+        x: Any floating type, (N, C, H, W) or (C, H, W), in [-1, 1].
+        image_format: Says the type and range of the stored values.
+
+    Returns:
+        uint8, uint16 or float32, (N, H, W, C) or (H, W, C).
+    """
+    low, high = image_format.value_range
+    half = (high - low) / 2
+    # Floats in float64: a range far from 0 would cost them digits.
+    kind = torch.float64 if image_format.bit_depth == 32 else torch.float32
+    values = x.detach().cpu().to(kind) * half + (low + half)
+    if image_format.bit_depth < 32:
+        values = values.round()
+    values = rearrange(values.clamp(low, high), "... c h w -> ... h w c").numpy()
+    return np.ascontiguousarray(values.astype(image_format.dtype))
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """The nearest of the 256 values, `to_tensor`'s inverse; what lies outside [-1, 1] is clipped.
+    """The nearest of 256 values, whatever [-1, 1] stands for; what lies outside is clipped.
 
     Args:
         images: Any floating type, (N, C, H, W) or (C, H, W), in [-1, 1].
@@ -114,43 +177,57 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     return rearrange(values.to(torch.uint8), "... c h w -> ... h w c").contiguous().numpy()
 
 
-def to_pil(images: NDArray[np.uint8]) -> list[Image.Image]:
+def visible(images: Tensor) -> NDArray[np.uint8]:
+    """What an eye may look at: `to_uint8`, of the first channel where they are no colours.
+
+    Args:
+        images: (N, C, H, W), in [-1, 1].
+
+    Returns:
+        uint8, (N, H, W, 1), grey, if C is 1, 2 or above 4; else (N, H, W, C), RGB or RGBA.
+    """
+    return to_uint8(images if images.shape[1] in (3, 4) else images[:, :1])
+
+
+def to_pil(images: Pixels) -> list[Image.Image]:
     """One picture an image.
 
     Args:
-        images: uint8, (N, H, W, C) with C 1 (grey) or 3 (RGB).
+        images: uint8, (N, H, W, C) with C 1 (grey), 3 (RGB) or 4 (RGBA); or uint16 with C 1.
 
     Raises:
-        ValueError: If there are 2 channels or more than 3.
+        ValueError: If Pillow has no such picture.
     """
-    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+    bits = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}.get(images.dtype)
+    if images.ndim != 4 or (images.shape[-1], bits) not in PICTURES:
         raise ValueError(
-            f"images of shape {images.shape} are no pictures: (N, H, W, C) with 1 or 3 channels is"
+            f"images of {images.dtype} and shape {images.shape} are no pictures: (N, H, W, C) of "
+            "uint8 with 1, 3 or 4 channels is, and of uint16 with 1"
         )
     return [
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in images
     ]
 
 
-def from_pil(pictures: Sequence[Image.Image]) -> NDArray[np.uint8]:
-    """`to_pil`'s inverse, for pictures of one mode ("L" or "RGB") and one size: (N, H, W, C)."""
+def from_pil(pictures: Sequence[Image.Image]) -> Pixels:
+    """`to_pil`'s inverse, for pictures of one mode and one size: (N, H, W, C)."""
     images = np.stack([np.asarray(picture) for picture in pictures])
     return images[..., None] if images.ndim == 3 else images
 
 
-def image_grid(images: NDArray[np.uint8], columns: int | None = None) -> Image.Image:
+def image_grid(images: Pixels, columns: int | None = None) -> Image.Image:
     """All images in one picture, row by row; places left over are black.
 
     Args:
-        images: uint8, (N, H, W, C) with C 1 or 3.
+        images: As `to_pil` takes them.
         columns: Images in a row; as many as make the grid nearly square, if None.
 
     Raises:
-        ValueError: If there is no image, columns is below 1, or C is neither 1 nor 3.
+        ValueError: If there is no image, columns is below 1, or they are no pictures.
     """
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     if len(images) < 1 or columns < 1:
         raise ValueError(f"a grid of {len(images)} images in {columns} columns cannot be drawn")
     missing = -len(images) % columns
-    whole = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
+    whole = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
     return to_pil(rearrange(whole, "(r c) h w k -> 1 (r h) (c w) k", c=columns))[0]

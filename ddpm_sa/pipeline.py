@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ddpm_sa import images
-from ddpm_sa.images import ImageFormat, to_pil, to_uint8
+from ddpm_sa.images import ImageFormat, from_tensor, padded_size, to_pil
 from ddpm_sa.model_folder import (
     GRID_NAME,
     NETWORK_CONFIGS,
@@ -79,7 +79,7 @@ class Pipeline(DiffusionPipeline):
         batch_size: int = 8,
         scheduler: str = "ddim",
         class_labels: int | Sequence[int] | None = None,
-        output_type: Literal["pil", "np", "pt"] = "pil",
+        output_type: Literal["pil", "np", "pt", "values"] = "pil",
         indices: Sequence[int] | None = None,
     ) -> ImagePipelineOutput:
         """Sample images. Image i of a seed is the same whatever the batch or the other images.
@@ -92,7 +92,8 @@ class Pipeline(DiffusionPipeline):
             scheduler: One of `ddpm_sa.sampler.SCHEDULERS`.
             class_labels: For a class-conditional network: one class for all, or one for each
                 image; image i has class i modulo the number of classes, if None.
-            output_type: "pil"; or "np", (N, H, W, C), or "pt", (N, C, H, W), in [0, 1], float32.
+            output_type: "pil"; or "np", (N, H, W, C), or "pt", (N, C, H, W), in [0, 1], float32;
+                or "values", (N, H, W, C), of the type and range that the training images had.
             indices: Make these images in place of num_images.
 
         Returns:
@@ -101,16 +102,19 @@ class Pipeline(DiffusionPipeline):
         Raises:
             ValueError: If an argument is out of range, or cannot be for this network.
         """
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type={output_type!r} is unknown; known are pil, np, pt")
+        if output_type not in ("pil", "np", "pt", "values"):
+            raise ValueError(
+                f"output_type={output_type!r} is unknown; known are pil, np, pt, values"
+            )
         if output_type == "pil" and not self.image_format.is_picture:
-            raise ValueError(f"no picture holds {self.image_format}; use output_type='np' or 'pt'")
+            raise ValueError(f"no picture holds {self.image_format}; use output_type='values'")
         if indices is None:
             indices = range(num_images)
         batches = self.batches(indices, steps, seed, batch_size, scheduler, class_labels)
         x = torch.cat([batch.images for batch in batches])
-        if output_type == "pil":
-            return ImagePipelineOutput(images=to_pil(to_uint8(x)))
+        if output_type in ("pil", "values"):
+            values: Any = from_tensor(x, self.image_format)
+            return ImagePipelineOutput(images=to_pil(values) if output_type == "pil" else values)
         made: Any = x / 2 + 0.5
         if output_type == "np":
             made = rearrange(made, "n c h w -> n h w c").contiguous().numpy()
@@ -151,13 +155,19 @@ class Pipeline(DiffusionPipeline):
                         f"scheduler={scheduler!r} with steps={steps} gave values that are not "
                         "finite; use more steps or another scheduler"
                     )
-                yield Batch(list(indices[batch]), x.clamp(-1, 1).cpu())
+                height, width = self.image_format.size
+                x = x[..., :height, :width].clamp(-1, 1)
+                yield Batch(list(indices[batch]), x.cpu())
 
     def denoise(
         self, indices: Sequence[int], steps: int, seed: int, scheduler: str, labels: Tensor | None
     ) -> Iterator[Step]:
-        """One batch, step by step (see `ddpm_sa.sampler.denoise`), with each image's own noise."""
-        noise = partial(standard_normal, self.image_format.shape, seed)
+        """One batch, step by step (see `ddpm_sa.sampler.denoise`), with each image's own noise.
+
+        Images whose size the network cannot halve are larger here, below and to the right.
+        """
+        shape = (self.image_format.channels, *self.padded_size)
+        noise = partial(standard_normal, shape, seed)
         return denoise(
             self.unet,
             make_scheduler(scheduler, self.scheduler, steps),
@@ -166,6 +176,12 @@ class Pipeline(DiffusionPipeline):
             None if labels is None else labels.to(self.device),
             self.unet.dtype,
         )
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """(height, width) of what the network sees."""
+        levels = len(self.unet.config.block_out_channels)
+        return padded_size(self.image_format.size, 2 ** (levels - 1))
 
     def class_labels(
         self, indices: Sequence[int], class_labels: int | Sequence[int] | None

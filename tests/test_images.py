@@ -6,7 +6,17 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_sa.images import ImageFormat, from_pil, image_grid, to_pil, to_tensor, to_uint8
+from ddpm_sa.images import (
+    ImageFormat,
+    from_pil,
+    from_tensor,
+    image_grid,
+    padded_size,
+    to_pil,
+    to_tensor,
+    to_uint8,
+    visible,
+)
 
 EVERY_VALUE = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 
@@ -33,14 +43,58 @@ def test_rounding_is_to_the_nearest_and_clips():
     assert to_uint8(x).ravel().tolist() == [0, 0, 0, 1, 255, 255]
 
 
-def test_numbers_that_are_not_uint8_are_refused():
-    with pytest.raises(ValueError, match="float32"):
-        to_tensor(EVERY_VALUE.astype(np.float32))
+@pytest.mark.parametrize("value_range", [(0, 65535), (100, 40000)])
+def test_all_65536_values_come_back_exactly(value_range):
+    low, high = value_range
+    images = np.arange(low, high + 1, dtype=np.uint16).reshape(1, -1, 1, 1)
+    x = to_tensor(images, value_range)
+    assert x.dtype == torch.float32
+    assert (x.min(), x.max()) == (-1, 1)
+    deep = ImageFormat(channels=1, size=(images.size, 1), bit_depth=16, value_range=value_range)
+    again = from_tensor(x, deep)
+    assert again.dtype == np.uint16
+    np.testing.assert_array_equal(again, images)
 
 
-@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_floats_come_back_to_float32s_precision_of_their_range():
+    images = np.random.default_rng(0).uniform(-1000, 3000, (2, 4, 5, 6)).astype(np.float32)
+    hounsfield = ImageFormat(channels=6, size=(4, 5), bit_depth=32, value_range=(-1000, 3000))
+    again = from_tensor(to_tensor(images, (-1000, 3000)), hounsfield)
+    assert again.dtype == np.float32
+    # -1000 .. 3000 in the 24 bits of float32 that [-1, 1] has
+    np.testing.assert_allclose(again, images, rtol=0, atol=4000 * 2**-23)
+
+
+def test_what_lies_outside_the_range_is_clipped():
+    deep = ImageFormat(channels=1, size=(1, 3), bit_depth=16, value_range=(10, 20))
+    x = torch.tensor([-3.0, 0.0, 3.0]).reshape(1, 1, 1, 3)
+    assert from_tensor(x, deep).ravel().tolist() == [10, 15, 20]
+
+
+def test_numbers_of_unknown_range_or_type_are_refused():
+    with pytest.raises(ValueError, match="uint16 need their value_range"):
+        to_tensor(EVERY_VALUE.astype(np.uint16))
+    with pytest.raises(ValueError, match="int64"):
+        to_tensor(EVERY_VALUE.astype(np.int64))
+
+
+def test_what_is_no_colour_is_looked_at_in_its_first_channel():
+    x = torch.linspace(-1, 1, 2 * 5 * 4 * 4).reshape(2, 5, 4, 4)
+    np.testing.assert_array_equal(visible(x), to_uint8(x[:, :1]))
+    assert visible(x[:, :3]).shape == (2, 4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "padded"), [((45, 61), (48, 64)), ((8, 16), (8, 16)), ((1, 9), (8, 16))]
+)
+def test_padded_size_is_the_least_that_can_be_halved(size, padded):
+    assert padded_size(size, 8) == padded
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (1, "I;16"), (3, "RGB"), (4, "RGBA")])
 def test_pictures_hold_the_pixels_through_a_png_file(channels, mode, tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (2, 4, 6, channels), dtype=np.uint8)
+    dtype, top = (np.uint16, 2**16) if mode == "I;16" else (np.uint8, 2**8)
+    images = np.random.default_rng(0).integers(0, top, (2, 4, 6, channels), dtype=dtype)
     for index, picture in enumerate(to_pil(images)):
         assert picture.mode == mode
         picture.save(tmp_path / f"{index}.png")
@@ -48,9 +102,10 @@ def test_pictures_hold_the_pixels_through_a_png_file(channels, mode, tmp_path):
     np.testing.assert_array_equal(from_pil(pictures), images)
 
 
-def test_two_channels_are_no_picture():
-    with pytest.raises(ValueError, match="1 or 3"):
-        to_pil(np.zeros((1, 4, 4, 2), np.uint8))
+@pytest.mark.parametrize(("channels", "dtype"), [(2, np.uint8), (3, np.uint16), (1, np.float32)])
+def test_what_a_png_cannot_hold_is_no_picture(channels, dtype):
+    with pytest.raises(ValueError, match="are no pictures"):
+        to_pil(np.zeros((1, 4, 4, channels), dtype))
 
 
 def test_grid_places_images_row_by_row():
@@ -79,7 +134,15 @@ def test_format_survives_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"channels": 0}, {"bit_depth": 12}, {"size": (4,)}, {"value_range": (255, 0)}]
+    "change",
+    [
+        {"channels": 0},
+        {"bit_depth": 12},
+        {"size": (4,)},
+        {"value_range": (255, 0)},
+        {"value_range": (0, 65535)},
+        {"value_range": (0, float("inf"))},
+    ],
 )
 def test_impossible_formats_are_refused_by_their_value(change):
     with pytest.raises(ValueError, match=next(iter(change))):

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
+from ddpm_sa.images import ImageFormat
 from training.config import OptimConfig
 from training.data import Images
 from training.draws import Draws, Layout
@@ -17,7 +18,7 @@ from training.loop import Batch, learning_rate, make_batch, train_steps
 from training.recipe import make_optimizer
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 1), dtype=np.uint8)
-IMAGES = Images(10, 4, 1, PIXELS.__getitem__)
+IMAGES = Images(length=10, format=ImageFormat(channels=1, size=(4, 4)), read=PIXELS.__getitem__)
 DRAWS = Draws(seed=0, batch_size=8, num_images=10, num_timesteps=100)
 OPTIM = OptimConfig(lr=1e-2, warmup_steps=0, grad_clip=0.1)
 
@@ -168,7 +169,10 @@ def test_an_update_that_is_not_finite_is_left_out_where_asked(value_of, message)
 
 def test_batch_holds_the_images_noise_and_labels_of_its_draw():
     labelled = replace(
-        IMAGES, labels=np.arange(10), classes=[str(i) for i in range(10)], label_dropout=True
+        IMAGES,
+        format=replace(IMAGES.format, labels=tuple("abcdefghij")),
+        labels=np.arange(10),
+        label_dropout=True,
     )
     draws = replace(DRAWS, flip=True, label_dropout=0.5)
     batch = make_batch(labelled, draws, Layout(8, processes=2, process=1), 4)

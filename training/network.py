@@ -1,10 +1,12 @@
 """The network of a run: a preset made anew, or saved weights to go on from."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ddpm_sa.images import padded_size
 from ddpm_sa.presets import block_types, preset
 from ddpm_sa.unet import UNet
 from training.config import ModelConfig
@@ -26,20 +28,16 @@ def build_network(
         ValueError: If the settings contradict each other, or saved weights do not fit the data.
     """
     fixed = {
-        "in_channels": images.channels,
-        "out_channels": images.channels * (2 if learned_variance else 1),
+        "in_channels": images.format.channels,
+        "out_channels": images.format.channels * (2 if learned_variance else 1),
         "num_class_embeds": images.num_class_embeds,
     }
     if config.init_from is None:
-        network = _new_network(config, images.size, fixed, seed)
+        network = _new_network(config, images.format.size[0], fixed, seed)
     else:
-        network = _saved_network(config.init_from, config, images.size, fixed)
-    if images.size % network.size_multiple:
-        raise ValueError(
-            f"data.size={images.size} cannot be halved at each of the network's "
-            f"{len(network.config['block_out_channels'])} levels; use a multiple of "
-            f"{network.size_multiple}"
-        )
+        network = _saved_network(config.init_from, config, fixed)
+    height, width = padded_size(images.format.size, network.size_multiple)
+    network.register_to_config(sample_size=height if height == width else [height, width])
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     return network.train()
@@ -57,24 +55,35 @@ def memory_format(device: torch.device) -> torch.memory_format:
 def attention_layers(network: UNet) -> list[str]:
     """Where attention sits, such as ["down 16x16", "mid 4x4", "up 16x16"]."""
     config: dict[str, Any] = network.config
-    sizes = [config["sample_size"] >> level for level in range(len(config["down_block_types"]))]
-    down = zip(config["down_block_types"], sizes, strict=True)
-    up = zip(config["up_block_types"], sizes[::-1], strict=True)
-    places = [f"down {size}x{size}" for kind, size in down if "Attn" in kind]
+    height, width = sides(config["sample_size"])
+    levels = range(len(config["down_block_types"]))
+    grids = [f"{height >> level}x{width >> level}" for level in levels]
+    down = zip(config["down_block_types"], grids, strict=True)
+    up = zip(config["up_block_types"], grids[::-1], strict=True)
+    places = [f"down {grid}" for kind, grid in down if "Attn" in kind]
     if config["mid_block_type"] is not None and config["add_attention"]:
-        places.append(f"mid {sizes[-1]}x{sizes[-1]}")
-    return places + [f"up {size}x{size}" for kind, size in up if "Attn" in kind]
+        places.append(f"mid {grids[-1]}")
+    return places + [f"up {grid}" for kind, grid in up if "Attn" in kind]
 
 
-def _new_network(config: ModelConfig, size: int, fixed: dict[str, Any], seed: int) -> UNet:
+def sides(sample_size: int | Sequence[int]) -> tuple[int, int]:
+    """A network's sample_size, one number if it is square, as (height, width)."""
+    if isinstance(sample_size, int):
+        return sample_size, sample_size
+    height, width = sample_size
+    return height, width
+
+
+def _new_network(config: ModelConfig, height: int, fixed: dict[str, Any], seed: int) -> UNet:
     arguments: dict[str, Any] = preset(config.preset).unet | config.unet
     if config.attention_resolutions is not None:
         levels = len(arguments["block_out_channels"])
-        down, up = block_types(config.attention_resolutions, size, levels)
+        height, _ = padded_size((height, height), 2 ** (levels - 1))
+        down, up = block_types(config.attention_resolutions, height, levels)
         arguments |= {"down_block_types": down, "up_block_types": up}
     if config.dropout is not None:
         arguments["dropout"] = config.dropout
-    arguments |= fixed | {"sample_size": size}
+    arguments |= fixed
     try:
         network = UNet(**arguments)
     except TypeError as error:  # a name in model.unet that UNet does not have
@@ -83,9 +92,7 @@ def _new_network(config: ModelConfig, size: int, fixed: dict[str, Any], seed: in
     return network.paper_init_()
 
 
-def _saved_network(
-    folder_or_repo: str, config: ModelConfig, size: int, fixed: dict[str, Any]
-) -> UNet:
+def _saved_network(folder_or_repo: str, config: ModelConfig, fixed: dict[str, Any]) -> UNet:
     network = UNet.from_pretrained(folder_or_repo)
     for name, needed in fixed.items():
         if network.config[name] != needed:
@@ -100,7 +107,6 @@ def _saved_network(
             f"model.unet={config.unet} cannot be chosen with model.init_from={folder_or_repo}, "
             "which brings its own"
         )
-    network.register_to_config(sample_size=size)
     if config.dropout is not None:
         network.register_to_config(dropout=config.dropout)
         for module in network.modules():

@@ -10,7 +10,7 @@ from ddpm_sa.unet import UNet
 from training.config import OptimConfig, TrainConfig
 from training.data import Images
 from training.draws import Layout
-from training.network import attention_layers
+from training.network import attention_layers, sides
 
 MIB = 2**20
 FEW_IMAGES, SMALL_BATCH = 500, 16
@@ -56,11 +56,9 @@ def report(config: TrainConfig, layout: Layout, images: Images, network: UNet, s
     """What is about to happen, in a few lines."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     attention = ", ".join(attention_layers(network)) or "no place"
-    labels = f", {len(images.classes)} classes" if images.classes else ""
     per_epoch = images.length / config.batch_size
     lines = [
-        f"images      {images.length} of {images.size}x{images.size}, channels {images.channels}"
-        f"{labels}, from {config.data.source}",
+        *images.describe(config.data.source),
         f"network     {parameters:,} parameters, attention at {attention}",
         f"processes   {layout.processes} on {network.device}, precision {config.mixed_precision}",
         f"batch       {config.batch_size} = {layout.processes} processes x {layout.accumulation} "
@@ -112,9 +110,7 @@ def saved_activations(network: UNet, batch_size: int, half: bool) -> int:
     config = network.config
     with FakeTensorMode():
         twin = UNet(**config).train()
-        size = config["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        x = torch.zeros(batch_size, config["in_channels"], height, width)
+        x = torch.zeros(batch_size, config["in_channels"], *sides(config["sample_size"]))
         t = torch.zeros(batch_size, dtype=torch.long)
         labels = None if config["num_class_embeds"] is None else t
         own = {parameter.untyped_storage()._cdata for parameter in twin.parameters()}
@@ -126,11 +122,7 @@ def saved_activations(network: UNet, batch_size: int, half: bool) -> int:
 
 def warnings(config: TrainConfig, images: Images, network: UNet) -> list[str]:
     """What a user may not have meant."""
-    found = []
-    if images.enlarged:
-        found.append(
-            f"{images.enlarged} images are smaller than {images.size} pixels and are enlarged"
-        )
+    found = list(images.notes)
     if config.data.flip and any(word in config.data.source.lower() for word in MIRRORED):
         found.append("data.flip mirrors digits, which then mean nothing")
     if images.length < FEW_IMAGES:
@@ -138,10 +130,10 @@ def warnings(config: TrainConfig, images: Images, network: UNet) -> list[str]:
     if config.batch_size < SMALL_BATCH:
         found.append(f"batch_size={config.batch_size} is small: its gradient is mostly noise")
     for place in attention_layers(network):
-        height = int(place.split()[1].split("x")[0])
-        if height >= LARGE_GRID:
+        height, width = map(int, place.split()[1].split("x"))
+        if height * width >= LARGE_GRID**2:
             found.append(
-                f"attention at {place} compares each of {height**2:,} pixels with each: slow, "
+                f"attention at {place} compares each of {height * width:,} pixels with each: slow, "
                 "and much memory; model.attention_resolutions says where it goes"
             )
     return found

@@ -44,7 +44,13 @@ def what_counts(config: TrainConfig, images: Images) -> dict[str, Any]:
 
     The folder that the settings name may hold other images by now.
     """
-    found = {"number": images.length, "channels": images.channels, "classes": images.classes}
+    found = {
+        "number": images.length,
+        "channels": images.format.channels,
+        "bit_depth": images.format.bit_depth,
+        "value_range": list(images.format.value_range),
+        "classes": images.classes,
+    }
     return to_plain(config) | {"images": found}
 
 

@@ -10,7 +10,6 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ddpm_sa.images import ImageFormat
 from ddpm_sa.pipeline import Pipeline
 from ddpm_sa.unet import UNet
 from training.config import TrainConfig
@@ -36,10 +35,7 @@ def averaged_pipeline(
 
     The network in training may be compiled and run in half precision; this one never is.
     """
-    size = (images.size, images.size)
-    labels = tuple(images.classes) if images.classes else None
-    image_format = ImageFormat(channels=images.channels, size=size, labels=labels)
-    return Pipeline(network_with(network, ema.state_dict()), scheduler, image_format)
+    return Pipeline(network_with(network, ema.state_dict()), scheduler, images.format)
 
 
 def network_with(network: UNet, weights: Mapping[str, Tensor]) -> UNet:

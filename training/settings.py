@@ -30,6 +30,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "tracker",
         "data.num_workers",
         "data.memory",
+        "data.cache_dir",
         "model.gradient_checkpointing",
         "ema.keep_raw",
     }
@@ -45,9 +46,11 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:
     """A configuration as dicts, lists, strings and numbers."""
-    plain = asdict(config)
-    plain["optim"]["betas"] = list(config.optim.betas)
-    return plain
+
+    def without_tuples(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
+
+    return asdict(config, dict_factory=without_tuples)
 
 
 def check_same_run(saved: dict[str, Any], now: dict[str, Any], override: bool) -> list[str]:

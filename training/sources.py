@@ -1,16 +1,24 @@
-"""Where images come from, before they are decoded: a folder, a parquet file, the hub."""
+"""Where images come from, before they are decoded: a folder, an array, a parquet file, the hub."""
 
 import gzip
+import hashlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from training.config import DataConfig
+from training.decode import array_header
+from training.labels import from_csv, from_folders, numbered
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES += (".npy", ".npz")
+WAYS = "name a folder of images or of .parquet files, a .parquet file, a .npy file, mnist5k, or a "
+WAYS += "data set of the hub (OWNER/NAME)"
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,7 @@ class Source:
         length: How many.
         open: Image i's encoded bytes.
         name: What to call image i.
+        identity: Another one if the images may be others.
         labels: (length,) int64, or None where there are none.
         classes: Names of the labels 0, 1, ..., or None.
     """
@@ -28,69 +37,111 @@ class Source:
     length: int
     open: Callable[[int], BinaryIO]
     name: Callable[[int], str]
+    identity: str
     labels: np.ndarray | None = None
     classes: list[str] | None = None
 
 
-def folder_source(folder: Path, with_labels: bool) -> Source:
-    """Images below a folder, in sorted order; a label is the name of the first subfolder.
+def open_source(config: DataConfig) -> Source:
+    """The source that a configuration names.
 
     Raises:
-        ValueError: If the folder is missing or holds no image, or if labels are asked for and an
-            image lies in no subfolder.
+        ValueError: If there is no such source, or it holds no images or labels.
     """
-    if not folder.is_dir():
-        raise ValueError(
-            f"data.source={folder} is neither a folder nor a file here; name a folder of images, "
-            "a .parquet file, mnist5k, or a data set of the hub (OWNER/NAME)"
-        )
-    paths = sorted(
+    path = Path(config.source).expanduser()
+    if path.suffix == ".npy" and path.is_file():
+        return _array_source(path, config.class_conditional)
+    if path.suffix == ".parquet" or has_splits(config):
+        return _table_source(config)
+    return _folder_source(path, config)
+
+
+def has_splits(config: DataConfig) -> bool:
+    """Whether the source is a folder of parquet files, or a data set of the hub."""
+    path = Path(config.source).expanduser()
+    if path.is_dir():
+        return any(path.rglob("*.parquet")) and not _images_below(path)
+    return _is_hub_name(config.source)
+
+
+def _is_hub_name(source: str) -> bool:
+    """OWNER/NAME, if nothing of that name is here and it does not look like a path."""
+    path = Path(source)
+    looks_local = source.startswith((".", "/", "~")) or source.endswith("/") or path.exists()
+    return not looks_local and source.count("/") == 1
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     )
+
+
+def _folder_source(folder: Path, config: DataConfig) -> Source:
+    if not folder.is_dir():
+        raise ValueError(f"data.source={folder} is neither a folder nor a file here; {WAYS}")
+    paths = _images_below(folder)
     if not paths:
         raise ValueError(f"data.source={folder} holds no image ({' '.join(SUFFIXES)})")
     labels, classes = None, None
-    if with_labels:
-        if loose := next((path for path in paths if path.parent == folder), None):
-            raise ValueError(
-                f"{loose} lies in no subfolder, so it has no label; put each class's images into "
-                "a subfolder, or set data.class_conditional false"
-            )
-        names = [path.relative_to(folder).parts[0] for path in paths]
-        classes = sorted(set(names))
-        labels = np.searchsorted(classes, names)
+    if config.labels is not None:
+        labels, classes = from_csv(Path(config.labels), folder, paths)
+    elif config.class_conditional:
+        labels, classes = from_folders(folder, paths)
     return Source(
-        len(paths), lambda i: paths[i].open("rb"), lambda i: str(paths[i]), labels, classes
+        length=len(paths),
+        open=lambda i: paths[i].open("rb"),
+        name=lambda i: str(paths[i]),
+        identity=_identity(paths),
+        labels=labels,
+        classes=classes,
     )
 
 
-def table_source(
-    source: str, split: str, image_column: str | None, label_column: str, with_labels: bool
-) -> Source:
-    """Images of a parquet file or of a data set of the hub, read by Hugging Face datasets.
+def _array_source(path: Path, with_labels: bool) -> Source:
+    """A .npy file of all images, (N, H, W) or (N, H, W, C)."""
+    try:
+        with path.open("rb") as file:
+            shape, _ = array_header(file)
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"data.source={path} cannot be read: {error}") from error
+    if len(shape) not in (3, 4) or shape[0] < 1:
+        raise ValueError(f"data.source={path} is of shape {shape}, not (N, H, W) or (N, H, W, C)")
+    if with_labels:
+        raise ValueError(f"data.source={path} has no labels; set data.class_conditional false")
 
-    Raises:
-        ValueError: If it cannot be read, or has no such column.
-    """
+    def encoded(i: int) -> BinaryIO:
+        file = BytesIO()
+        np.save(file, images[i])
+        file.seek(0)
+        return file
+
+    return Source(shape[0], encoded, lambda i: f"image {i} of {path}", _identity([path]))
+
+
+def _table_source(config: DataConfig) -> Source:
+    """A parquet file, a folder of them, or a data set of the hub, by Hugging Face datasets."""
     import datasets  # two seconds that other sources need not wait
 
-    is_file = source.endswith(".parquet")
-    if is_file and not Path(source).is_file():
+    source, split, path = config.source, config.split, Path(config.source).expanduser()
+    is_file = path.suffix == ".parquet"
+    if is_file and not path.is_file():
         raise ValueError(f"data.source={source} is not a file")
     try:
         if is_file:
-            table = datasets.load_dataset("parquet", data_files={split: source}, split=split)
+            table = datasets.load_dataset("parquet", data_files={split: str(path)}, split=split)
         else:
-            table = datasets.load_dataset(source, split=split)
+            table = datasets.load_dataset(str(path) if path.is_dir() else source, split=split)
     except Exception as error:  # whatever the hub, its client or the parquet reader raise
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"data.source={source} cannot be read ({type(error).__name__}: {reason}); name a "
-            "folder of images, a .parquet file, mnist5k, or a data set of the hub (OWNER/NAME)"
+            f"data.source={source}, split {split}, cannot be read ({type(error).__name__}: "
+            f"{reason}); {WAYS}"
         ) from error
-    column = image_column or _only_image_column(table.features, source)
+    column = config.image_column or _only_image_column(table.features, source)
     if column not in table.features:
         raise ValueError(f"{source} has no column {column!r}, only {sorted(table.features)}")
     images = table.select_columns(column).cast_column(column, datasets.Image(decode=False))
@@ -100,18 +151,31 @@ def table_source(
         return BytesIO(cell["bytes"]) if cell["bytes"] is not None else open(cell["path"], "rb")
 
     labels, classes = None, None
-    if with_labels:
-        if label_column not in table.features:
-            raise ValueError(
-                f"{source} has no column {label_column!r}, only {sorted(table.features)}; name "
-                "the labels by data.label_column, or set data.class_conditional false"
-            )
-        labels = np.asarray(table.with_format("numpy")[label_column][:])
-        if labels.dtype.kind not in "iu":
-            raise ValueError(f"column {label_column!r} of {source} holds no whole numbers")
-        labels = labels.astype(np.int64)
-        classes = getattr(table.features[label_column], "names", None)
-    return Source(len(table), encoded, lambda i: f"row {i} of {source}", labels, classes)
+    if config.class_conditional:
+        labels, classes = _label_column(table, config.label_column, source)
+    files = [Path(file["filename"]) for file in table.cache_files]
+    return Source(
+        length=len(table),
+        open=encoded,
+        name=lambda i: f"row {i} of {source}",
+        identity=_identity(files, column),
+        labels=labels,
+        classes=classes,
+    )
+
+
+def _label_column(table: Any, column: str, source: str) -> tuple[np.ndarray, list[str] | None]:
+    if column not in table.features:
+        raise ValueError(
+            f"{source} has no column {column!r}, only {sorted(table.features)}; name "
+            "the labels by data.label_column, or set data.class_conditional false"
+        )
+    labels = np.asarray(table.with_format("numpy")[column][:])
+    if labels.dtype.kind in "UO" and all(isinstance(label, str) for label in labels):
+        return numbered(labels.tolist())
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"column {column!r} of {source} holds neither whole numbers nor names")
+    return labels.astype(np.int64), getattr(table.features[column], "names", None)
 
 
 def _only_image_column(features: dict, source: str) -> str:
@@ -131,6 +195,15 @@ def _only_image_column(features: dict, source: str) -> str:
             "data.image_column"
         )
     return columns[0]
+
+
+def _identity(files: Iterable[Path], *more: str) -> str:
+    """Of files by their paths, sizes and times of change: reading them would take too long."""
+    digest = hashlib.sha256(repr(more).encode())
+    for file in files:
+        status = file.stat()
+        digest.update(repr((str(file.absolute()), status.st_size, status.st_mtime_ns)).encode())
+    return digest.hexdigest()
 
 
 def mnist5k() -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from training.ema import Averages
 from training.launch import leave, make_accelerator, make_layout, settle
 from training.log import RunLog
 from training.loop import learning_rate, make_batch, train_steps
-from training.network import build_network, memory_format
+from training.network import build_network, memory_format, sides
 from training.recipe import fine_tuning_notes, make_loss, make_optimizer, make_scheduler
 from training.report import report
 from training.resume import find_checkpoint
@@ -42,6 +42,7 @@ def train(config: TrainConfig) -> None:
     config, layout = settle(config), make_layout(config)
     images = open_images(config.data)
     network = build_network(config.model, images, config.seed, config.objective.learned_variance)
+    images = images.padded_to(*sides(network.config["sample_size"]))
     scheduler = make_scheduler(config)
     checkpoint, notes = find_checkpoint(config, images)
     notes += fine_tuning_notes(config)

@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from ddpm_sa.images import image_grid, to_uint8
+from ddpm_sa.images import image_grid, visible
 from ddpm_sa.pipeline import Pipeline
 from training.config import TrainConfig
 from training.log import RunLog
@@ -58,7 +58,7 @@ class Watch:
                 class_labels=None if labels is None else [labels[i] for i in mine],
             ):
                 images[batch.indices] = batch.images.to(here.device)
-        grid = image_grid(to_uint8(together(images, here)))
+        grid = image_grid(visible(together(images, here)))
         if here.is_main_process:
             self.log.samples(grid)
         return grid

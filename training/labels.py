@@ -1,0 +1,90 @@
+"""The class of each image: from a folder's name, a column, or a CSV file."""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+COLUMNS = ("file", "label")
+
+
+def from_folders(folder: Path, paths: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
+    """The name of the first subfolder of each image; classes in sorted order.
+
+    Raises:
+        ValueError: If an image lies in no subfolder.
+    """
+    if loose := next((path for path in paths if path.parent == folder), None):
+        raise ValueError(
+            f"{loose} lies in no subfolder, so it has no label; put each class's images into "
+            "a subfolder, name a CSV file by data.labels, or set data.class_conditional false"
+        )
+    return numbered([path.relative_to(folder).parts[0] for path in paths])
+
+
+def from_csv(file: Path, folder: Path, paths: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
+    """The label beside each image's path, relative to the folder, in a CSV file.
+
+    Raises:
+        ValueError: If the file cannot be read, lacks a column or an image, or has one twice.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines)
+            missing = set(COLUMNS) - set(reader.fieldnames or ())
+            if missing:
+                raise ValueError(f"no column {sorted(missing)[0]!r}, only {reader.fieldnames}")
+            rows = [(row["file"], row["label"]) for row in reader]
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"data.labels={file} cannot be read: {error}") from error
+    labels: dict[str, str] = {}
+    for name, label in rows:
+        if not label:
+            raise ValueError(f"data.labels={file} has no label for {name}")
+        if labels.setdefault(name, label) != label:
+            raise ValueError(f"data.labels={file} has {name} twice: {labels[name]} and {label}")
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    unknown = [name for name in names if name not in labels]
+    if unknown:
+        raise ValueError(
+            f"data.labels={file} has no row for {unknown[0]} ({len(unknown)} such in {folder})"
+        )
+    return numbered([labels[name] for name in names])
+
+
+def numbered(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Names as numbers, (N,) int64, and the classes: in the order of numbers if all are, else
+    sorted."""
+    numeric = all(name.isdecimal() for name in names)
+    classes = sorted(set(names), key=(lambda name: (int(name), name)) if numeric else None)
+    number = {name: i for i, name in enumerate(classes)}
+    return np.array([number[name] for name in names], dtype=np.int64), classes
+
+
+def check_labels(
+    labels: np.ndarray,
+    classes: list[str] | None,
+    name: Callable[[int], str],
+    num_classes: int | None,
+) -> list[str]:
+    """The classes' names, if every label is one of theirs.
+
+    Args:
+        labels: (N,), of any integer type.
+        classes: Their names, or None: their numbers.
+        name: What to call image i in an error.
+        num_classes: How many there are; None: as many as are named, or as the labels show.
+
+    Raises:
+        ValueError: If a label is outside 0 .. num_classes - 1.
+    """
+    named = classes or [str(label) for label in range(int(labels.max()) + 1)]
+    count = num_classes or len(named)
+    wrong = np.flatnonzero((labels < 0) | (labels >= count))
+    if wrong.size:
+        raise ValueError(
+            f"{name(int(wrong[0]))} has label {labels[wrong[0]]}, outside 0 .. {count - 1} "
+            f"({wrong.size} such); mend the labels or set data.num_classes"
+        )
+    return [*named, *map(str, range(len(named), count))]
