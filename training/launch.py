@@ -40,8 +40,12 @@ def leave() -> None:
     PartialState().destroy_process_group()
 
 
-def by_process_0(action: Callable[[], Result]) -> Result:
+def by_process_0(action: Callable[[], Result], problem: str = "") -> Result:
     """What process 0 alone does or finds, known to all; where it fails, all fail, and none waits.
+
+    Args:
+        action: What to do there.
+        problem: What it means that the disk does not serve.
 
     Raises:
         ValueError: In every process, if what was done raised one or the disk did not serve.
@@ -51,7 +55,10 @@ def by_process_0(action: Callable[[], Result]) -> Result:
     if PartialState().is_main_process:
         try:
             outcome[0] = action()
-        except (ValueError, OSError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
+            cause = error
+            outcome[1] = f"{problem}: {error}; mend that, then go on with --resume auto"
+        except ValueError as error:
             cause, outcome[1] = error, str(error)
     result, failure = broadcast_object_list(outcome)
     if failure is not None:

@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 
 from ddpm_sa.images import from_pil
 from training.config import TrainConfig
+from training.files import written_aside
+from training.launch import by_process_0
 from training.loop import Progress
 
 
@@ -33,16 +35,14 @@ class RunLog:
         self.path = Path(config.output_dir) / "metrics.jsonl"
         self.losses: list[float] = list(state.get("losses", []))
         self.grad_norms: list[float] = list(state.get("grad_norms", []))
+        self.unrecorded = int(state.get("unrecorded", 0))
         self.skipped = int(state.get("skipped", 0))
         self.seconds = float(state.get("seconds", 0.0))
         self.durations: list[float] = []
         self.step = start
 
     def __enter__(self) -> "RunLog":
-        if self.accelerator.is_main_process:
-            cut_records(self.path, self.step, partial=bool(self.losses))
-        if self.config.tracker != "none":
-            self.accelerator.init_trackers("logs")
+        by_process_0(self._open, f"the records of {self.config.output_dir} cannot be written")
         self.bar = tqdm(
             total=self.config.steps,
             initial=self.step,
@@ -52,16 +52,23 @@ class RunLog:
         )
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.bar.close()
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        try:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        except OSError as failure:
+            if error is None:
+                raise ValueError(
+                    f"the {self.config.tracker} log is cut off: {failure}"
+                ) from failure
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs so that the next record is as if the run had not stopped."""
         return {
             "losses": self.losses,
             "grad_norms": self.grad_norms,
+            "unrecorded": self.unrecorded,
             "skipped": self.skipped,
             "seconds": self.seconds,
         }
@@ -69,6 +76,7 @@ class RunLog:
     def update(self, progress: Progress) -> None:
         """Take note of an update; every `log_every` of them, and the last, become a record."""
         self.step = progress.step
+        self.unrecorded += 1
         if progress.skipped is None:
             self.losses.append(progress.loss)
             self.grad_norms.append(progress.grad_norm)
@@ -96,18 +104,23 @@ class RunLog:
         )
         self.durations = []
         if whole:  # else the run may go on later, to a record of the whole interval
-            self.losses, self.grad_norms = [], []
+            self.losses, self.grad_norms, self.unrecorded = [], [], 0
 
     def samples(self, grid: Image.Image) -> None:
         """Keep a grid of samples: samples/step-00001000.png, and the trackers'."""
-        folder = Path(self.config.output_dir) / "samples"
-        folder.mkdir(exist_ok=True)
-        grid.save(folder / f"step-{self.step:08d}.png")
-        for tracker in self.accelerator.trackers:
-            # accelerate's trackers take images each in their own way; trackio's takes none.
-            order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            if tracker.name != "trackio":
-                tracker.log_images({"samples": from_pil([grid])}, step=self.step, **order)
+        path = self.path.parent / "samples" / f"step-{self.step:08d}.png"
+
+        def write() -> None:
+            path.parent.mkdir(exist_ok=True)
+            with written_aside(path) as aside:
+                grid.save(aside)
+            for tracker in self.accelerator.trackers:
+                # accelerate's trackers take images each in their own way; trackio's takes none.
+                order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                if tracker.name != "trackio":
+                    tracker.log_images({"samples": from_pil([grid])}, step=self.step, **order)
+
+        by_process_0(write, f"{path} could not be written")
 
     def farewell(self, reason: str | None) -> str:
         """Where the run stands, and how to go on if it was stopped."""
@@ -126,10 +139,20 @@ class RunLog:
             for name, value in row.items()
             if value is not None and name not in ("step", "seconds")
         }
-        if self.accelerator.is_main_process:
+
+        def write() -> None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
-        self.accelerator.log(curves, step=self.step)
+            self.accelerator.log(curves, step=self.step)
+
+        by_process_0(write, f"{self.path} or the {self.config.tracker} log could not be written")
+
+    def _open(self) -> None:
+        # A run that was to end between two records has left one that stands for less than the rest.
+        goes_on = self.unrecorded > 0 and self.step < self.config.steps
+        cut_records(self.path, self.step, partial=goes_on)
+        if self.config.tracker != "none":
+            self.accelerator.init_trackers("logs")
 
 
 def finite_mean(values: list[float]) -> float | None:
@@ -151,6 +174,5 @@ def cut_records(path: Path, step: int, partial: bool) -> None:
         rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
         # A line that a killed process left half-written is later than any checkpoint.
         kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= last]
-        aside = path.with_suffix(".partial")
-        aside.write_text("".join(kept), encoding="utf-8")
-        aside.replace(path)
+        with written_aside(path) as aside:
+            aside.write_text("".join(kept), encoding="utf-8")

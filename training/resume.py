@@ -33,7 +33,9 @@ def find_checkpoint(config: TrainConfig, images: Images) -> tuple[Path | None, l
             is not sound, if it belongs to a run with other settings or images, or if a process
             does not see it.
     """
-    folder, notes = by_process_0(lambda: _decide(config, images))
+    folder, notes = by_process_0(
+        lambda: _decide(config, images), f"output_dir={config.output_dir} cannot be read"
+    )
     if folder is not None:
         _seen_everywhere(folder)
     return folder, notes
@@ -79,7 +81,7 @@ def record_launch(run: Path) -> None:
         with written_aside(run / LAUNCHES) as aside:
             aside.write_text("\n".join(sorted({*launches} - {""})), encoding="utf-8")
 
-    by_process_0(write)
+    by_process_0(write, f"{run} cannot be written")
 
 
 def _decide(config: TrainConfig, images: Images) -> tuple[Path | None, list[str]]:

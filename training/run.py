@@ -7,7 +7,6 @@ from typing import Any
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ddpm_sa.pipeline import Pipeline
@@ -22,7 +21,6 @@ from training.state import (
     Trainee,
     checkpoint_path,
     load_state,
-    newest_checkpoint,
     remove_unfinished,
     save_checkpoint,
 )
@@ -62,16 +60,13 @@ class RunFolder:
         self.accelerator, self.config = accelerator, config
         self.counts, self.trainee = what_counts(config, images), trainee
         self.path = Path(config.output_dir)
-        by_process_0(self._begin)
+        by_process_0(self._begin, f"output_dir={self.path} cannot be written")
         record_launch(self.path)
 
     def _begin(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            remove_unfinished(self.path)
-            save_config(self.config, self.path / "config.yaml")
-        except OSError as error:
-            raise ValueError(f"output_dir={self.path} cannot be written: {error}") from error
+        self.path.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self.path)
+        save_config(self.config, self.path / "config.yaml")
 
     def restore(self, checkpoint: Path | None) -> tuple[int, dict[str, Any]]:
         """Take a checkpoint's values, and say what has changed around the run.
@@ -93,7 +88,9 @@ class RunFolder:
                     "a run that was not stopped"
                 )
         if self.config.resume not in ("auto", "never"):
-            notes = by_process_0(lambda: set_aside_later(self.path, state["step"]))
+            notes = by_process_0(
+                lambda: set_aside_later(self.path, state["step"]), f"{self.path} cannot be written"
+            )
             for note in notes:
                 self.accelerator.print(note)
         return state["step"], state["log"]
@@ -113,16 +110,11 @@ class RunFolder:
             "environment": environment(self.accelerator, config),
             "counts": self.counts,
         }
-
-        def write() -> None:
-            try:
-                save_checkpoint(
-                    folder, self.trainee, state, config.keep_checkpoints, config.keep_every
-                )
-            except (OSError, SafetensorError) as error:
-                raise ValueError(self._failure(folder, error)) from error
-
-        by_process_0(write)
+        keep = (config.keep_checkpoints, config.keep_every)
+        by_process_0(
+            lambda: save_checkpoint(folder, self.trainee, state, *keep),
+            f"{folder} could not be written, what was kept before it is untouched",
+        )
 
     def finish(self, pipeline: Pipeline, grid: Image.Image | None) -> None:
         """Write the model folder, and those of further averages and of the raw weights.
@@ -132,21 +124,12 @@ class RunFolder:
         """
 
         def write() -> None:
-            self._write_model(pipeline, "model", grid)
+            pipeline.save_pretrained(self.path / "model", grid)
             for name, weights in self.trainee.further_weights(self.config.ema.keep_raw).items():
                 network = network_with(pipeline.unet, weights)
                 other = Pipeline(network, pipeline.scheduler, pipeline.image_format)
-                self._write_model(other, f"model-{name}", None)
+                other.save_pretrained(self.path / f"model-{name}")
 
-        by_process_0(write)
-
-    def _write_model(self, pipeline: Pipeline, name: str, grid: Image.Image | None) -> None:
-        try:
-            pipeline.save_pretrained(self.path / name, grid)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(self._failure(self.path / name, error)) from error
-
-    def _failure(self, path: Path, error: Exception) -> str:
-        newest, _ = newest_checkpoint(self.path)
-        left = "no checkpoint is left" if newest is None else f"{newest} is whole"
-        return f"{path} could not be written: {error}; {left}: make room, then --resume auto"
+        by_process_0(
+            write, f"{self.path}/model could not be written, but the last checkpoint is whole"
+        )

@@ -35,15 +35,19 @@ class Watch:
         """Look, if it is time to."""
         if self.config.sample_every and step % self.config.sample_every == 0:
             self.grid = step, self.samples()
+            self.log.samples(self.grid[1])
 
     def last(self) -> Image.Image:
-        """The grid of the last step."""
-        if self.grid is None or self.grid[0] != self.log.step:
-            self.grid = self.log.step, self.samples()
+        """The grid of the last step. That of a run stopped early is not one that it keeps."""
+        step = self.log.step
+        if self.grid is None or self.grid[0] != step:
+            self.grid = step, self.samples()
+            if step == self.config.steps:
+                self.log.samples(self.grid[1])
         return self.grid[1]
 
     def samples(self) -> Image.Image:
-        """Draw a grid from the averaged weights and keep it."""
+        """Draw a grid from the averaged weights."""
         number, here = self.config.num_samples, self.accelerator
         classes = self.pipeline.image_format.labels
         labels = None if classes is None else [i % len(classes) for i in range(number)]
@@ -58,10 +62,7 @@ class Watch:
                 class_labels=None if labels is None else [labels[i] for i in mine],
             ):
                 images[batch.indices] = batch.images.to(here.device)
-        grid = image_grid(visible(together(images, here)))
-        if here.is_main_process:
-            self.log.samples(grid)
-        return grid
+        return image_grid(visible(together(images, here)))
 
 
 def share(number: int, accelerator: Accelerator) -> list[int]:
