@@ -2,12 +2,14 @@
 
 import json
 import random
+from contextlib import suppress
 
 import pytest
 from safetensors.torch import load_file
 
 from tests.runs import arguments, metrics, picture_folder, same_bits
 from tests.workers import Workers, wait_until
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
@@ -19,22 +21,11 @@ def killed_run(argv, run, processes, kills):
     moments = random.Random(processes)
     cut_short = 0
     for kill in range(kills):
+        before = traces(run)
         with Workers(argv, processes, run.with_suffix(".log")) as workers:
             victim = moments.choice(workers.processes)
-            unfinished = {path.stat().st_ino for path in run.glob("checkpoints/*.partial")}
-            records = run / "metrics.jsonl"
-            written = records.stat().st_mtime_ns if records.exists() else 0
-
-            def saving(before=unfinished):
-                return any(i not in before for i in inodes(run / "checkpoints"))
-
-            def recording(before=written, path=records):
-                return path.exists() and path.stat().st_mtime_ns > before
-
-            if kill % 3 == 0:
-                wait_until(lambda: saving() or not victim.is_alive())
-            else:
-                wait_until(lambda: recording() or not victim.is_alive())
+            wait_for(victim, run, before, "a save" if kill % 3 == 0 else "a record")
+            if kill % 3:
                 victim.join(moments.uniform(0, 0.3))
             victim.kill()
             victim.join()
@@ -45,13 +36,21 @@ def killed_run(argv, run, processes, kills):
     return cut_short
 
 
-def inodes(folder):
-    found = set()
-    for path in folder.glob("*.partial"):
-        try:
-            found.add(path.stat().st_ino)
-        except FileNotFoundError:  # renamed by now
-            continue
+def wait_for(process, run, before, what):
+    """Until there is one that was not there before, or the process has ended."""
+    wait_until(lambda: traces(run)[what] - before[what] or not process.is_alive())
+
+
+def traces(run):
+    """What can be seen of a run at work: saves under way, and records."""
+    found = {"a save": set(), "a record": set()}
+    for path in (*run.glob("checkpoints/*.partial"), run / "metrics.jsonl"):
+        with suppress(FileNotFoundError):  # renamed by now, or not made yet
+            state = path.stat()
+            if path.name == "metrics.jsonl":
+                found["a record"].add((state.st_ino, state.st_size))
+            else:
+                found["a save"].add(state.st_ino)
     return found
 
 

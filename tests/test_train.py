@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -346,6 +347,76 @@ def test_resume_under_other_settings_is_refused_before_anything_changes(straight
     with pytest.raises(ValueError, match=r"optim\.lr was 0\.001 and is now 0\.5"):
         run_here(arguments(pictures, straight, **changes))
     assert (straight / "config.yaml").read_text() == before
+
+
+def test_resume_under_other_settings_is_said_where_asked_for(straight, pictures, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    changes = {"resume": "auto", "steps": 7, "optim__lr": 0.5, "override": "true"}
+    run_here(arguments(pictures, run, **changes, model__dropout=0.1))
+    assert "override    optim.lr was 0.001 and is now 0.5" in capsys.readouterr().out
+    assert metrics(run)[-1]["lr"] == 0.5
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["optim"]["lr"], config["override"]) == (0.5, False)
+
+
+def test_resume_on_other_images_of_the_same_name_is_refused(tmp_path):
+    folder, run = picture_folder(tmp_path / "pictures"), tmp_path / "run"
+    run_here(arguments(folder, run, steps=2))
+    (folder / "00.png").unlink()
+    with pytest.raises(ValueError, match=r"images\.number was 12 and is now 11"):
+        run_here(arguments(folder, run, resume="auto"))
+
+
+def test_going_back_sets_later_checkpoints_aside(straight, pictures, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    point = run / "checkpoints" / "step-00000002"
+    # The time limit is over at once: one step more than the point.
+    changes = {"resume": point, "time_limit": 0, "model__dropout": 0.1, "keep_checkpoints": 9}
+    run_here(arguments(pictures, run, **changes))
+    left = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert left == [
+        *(f"step-{step:08d}" for step in (1, 2, 3)),
+        *(f"step-{step:08d}.set-aside" for step in (3, 4, 5, 6)),
+    ]
+    assert "step-00000006.set-aside, which the run has gone back behind" in capsys.readouterr().out
+
+
+def test_restart_by_torchrun_goes_on_with_its_own_run_alone(
+    straight, pictures, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    argv = arguments(pictures, run, model__dropout=0.1, sample_every=3)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    run_here([*argv, "--steps", "3"])
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(ValueError, match="already holds a run"):
+        run_here(arguments(pictures, straight))
+    run_here(argv)
+    assert "restarted by torchrun" in capsys.readouterr().out
+    assert_same_run(straight, run, 6)
+
+
+def test_sample_grids_do_not_disturb_the_training(straight, pictures, tmp_path):
+    for every in (0, 1):
+        run = tmp_path / str(every)
+        run_here(arguments(pictures, run, model__dropout=0.1, sample_every=every))
+        assert_same_run(straight, run, 6)
+
+
+def test_run_stopped_twice_leaves_the_samples_of_one_that_was_not(straight, pictures, tmp_path):
+    run = tmp_path / "run"
+    argv = arguments(pictures, run, model__dropout=0.1, sample_every=3, resume="auto")
+    for _ in range(2):
+        run_here([*argv, "--time_limit", "0"])  # over at once: one step is done
+    assert not (run / "samples").exists()
+    run_here(argv)
+    names = sorted(path.name for path in (run / "samples").iterdir())
+    assert names == sorted(path.name for path in (straight / "samples").iterdir())
+    for name in names:
+        assert (run / "samples" / name).read_bytes() == (straight / "samples" / name).read_bytes()
+    assert_same_run(straight, run, 6)
 
 
 def test_resume_past_the_last_step_is_refused(straight, pictures):
