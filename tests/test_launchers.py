@@ -148,10 +148,7 @@ def test_worker_that_is_killed_is_restarted_and_ends_with_the_same_weights(pictu
 
 
 def steps_saved(run):
-    found = [
-        int(path.name[5:]) for path in run.glob("checkpoints/step-*") if path.name[5:].isdigit()
-    ]
-    return max(found, default=0)
+    return max(map(step_of, checkpoints(run)), default=0)
 
 
 @pytest.mark.slow
