@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,11 +26,15 @@ from ddpm_sa.model_folder import (
     replaced,
 )
 from ddpm_sa.randomness import standard_normal
-from ddpm_sa.sampler import Step, denoise, make_scheduler
+from ddpm_sa.sampler import Method, Step, Walk, denoise, rehearse
+from ddpm_sa.solvers import Options
 from ddpm_sa.unet import UNet
 
 INITIAL_NOISE = "sampling: x_T"
 STEP_NOISE = "sampling: step"
+
+StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
+"""diffusers' callback_on_step_end; see `Pipeline.__call__`."""
 
 
 class Batch(NamedTuple):
@@ -81,6 +85,10 @@ class Pipeline(DiffusionPipeline):
         class_labels: int | Sequence[int] | None = None,
         output_type: Literal["pil", "np", "pt", "values"] = "pil",
         indices: Sequence[int] | None = None,
+        scheduler_options: Options | None = None,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | None = None,
+        callback_on_step_end: StepEnd | None = None,
     ) -> ImagePipelineOutput:
         """Sample images. Image i of a seed is the same whatever the batch or the other images.
 
@@ -89,12 +97,18 @@ class Pipeline(DiffusionPipeline):
             steps: Steps of the scheduler, at most the training's timesteps.
             seed: Which images; 0 or greater.
             batch_size: Images at once, for speed alone.
-            scheduler: One of `ddpm_sa.sampler.SCHEDULERS`.
+            scheduler: One of `ddpm_sa.solvers.SCHEDULERS`.
             class_labels: For a class-conditional network: one class for all, or one for each
                 image; image i has class i modulo the number of classes, if None.
             output_type: "pil"; or "np", (N, H, W, C), or "pt", (N, C, H, W), in [0, 1], float32;
                 or "values", (N, H, W, C), of the type and range that the training images had.
             indices: Make these images in place of num_images.
+            scheduler_options: Settings of that scheduler, such as {"eta": 0.5} for "ddim".
+            num_inference_steps: diffusers' name of steps.
+            generator: diffusers' way to say seed; refused.
+            callback_on_step_end: (pipeline, step, t, {"latents", "x_0"}) -> a dict, as in
+                diffusers: "latents" is the state after the step, (B, C, H, W), and takes the
+                place of the state if it is given back; "x_0" is the image predicted so far.
 
         Returns:
             An output whose `.images` are what output_type says, in the order of the indices.
@@ -102,15 +116,24 @@ class Pipeline(DiffusionPipeline):
         Raises:
             ValueError: If an argument is out of range, or cannot be for this network.
         """
+        if generator is not None:
+            raise ValueError(
+                "an image here depends on its seed and index, not on a generator; give "
+                "seed=generator.initial_seed(), or other indices for other images"
+            )
         if output_type not in ("pil", "np", "pt", "values"):
             raise ValueError(
                 f"output_type={output_type!r} is unknown; known are pil, np, pt, values"
             )
         if output_type == "pil" and not self.image_format.is_picture:
             raise ValueError(f"no picture holds {self.image_format}; use output_type='values'")
-        if indices is None:
-            indices = range(num_images)
-        batches = self.batches(indices, steps, seed, batch_size, scheduler, class_labels)
+        method = Method(
+            steps=steps if num_inference_steps is None else num_inference_steps,
+            scheduler=scheduler,
+            scheduler_options=scheduler_options or {},
+        )
+        chosen = range(num_images) if indices is None else indices
+        batches = self.batches(chosen, method, seed, batch_size, class_labels, callback_on_step_end)
         x = torch.cat([batch.images for batch in batches])
         if output_type in ("pil", "values"):
             values: Any = from_tensor(x, self.image_format)
@@ -123,11 +146,11 @@ class Pipeline(DiffusionPipeline):
     def batches(
         self,
         indices: Sequence[int],
-        steps: int = 50,
+        method: Method,
         seed: int = 0,
         batch_size: int = 8,
-        scheduler: str = "ddim",
         class_labels: int | Sequence[int] | None = None,
+        callback_on_step_end: StepEnd | None = None,
     ) -> Iterator[Batch]:
         """`__call__`, batch by batch, in memory for one. Arguments are checked at the first."""
         if len(indices) < 1 or min(indices) < 0:
@@ -135,33 +158,25 @@ class Pipeline(DiffusionPipeline):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         labels = self.class_labels(indices, class_labels)
-        evaluations = len(make_scheduler(scheduler, self.scheduler, steps).timesteps)
-        total = evaluations * math.ceil(len(indices) / batch_size)
+        total = rehearse(method, self.scheduler).steps * math.ceil(len(indices) / batch_size)
         with _evaluating(self.unet), self.progress_bar(total=total) as bar:  # type: ignore[call-arg]
             for start in range(0, len(indices), batch_size):
                 batch = slice(start, start + batch_size)
-                x = torch.empty(0)
-                for step in self.denoise(
-                    indices[batch],
-                    steps,
-                    seed,
-                    scheduler,
-                    None if labels is None else labels[batch],
-                ):
-                    x = step.x_next
-                    bar.update()
+                part = None if labels is None else labels[batch]
+                walk = self.denoise(indices[batch], method, seed, part)
+                x = _last(walk, bar.update, partial(_told, self, callback_on_step_end))
                 if not x.isfinite().all():
                     raise ValueError(
-                        f"scheduler={scheduler!r} with steps={steps} gave values that are not "
-                        "finite; use more steps or another scheduler"
+                        f"{method} gave values that are not finite; use more steps or another "
+                        "scheduler"
                     )
                 height, width = self.image_format.size
                 x = x[..., :height, :width].clamp(-1, 1)
                 yield Batch(list(indices[batch]), x.cpu())
 
     def denoise(
-        self, indices: Sequence[int], steps: int, seed: int, scheduler: str, labels: Tensor | None
-    ) -> Iterator[Step]:
+        self, indices: Sequence[int], method: Method, seed: int, labels: Tensor | None = None
+    ) -> Walk:
         """One batch, step by step (see `ddpm_sa.sampler.denoise`), with each image's own noise.
 
         Images whose size the network cannot halve are larger here, below and to the right.
@@ -170,11 +185,12 @@ class Pipeline(DiffusionPipeline):
         noise = partial(standard_normal, shape, seed)
         return denoise(
             self.unet,
-            make_scheduler(scheduler, self.scheduler, steps),
+            method.make_scheduler(self.scheduler),
             noise(INITIAL_NOISE, indices).to(self.device),
             partial(noise, STEP_NOISE, indices),
             None if labels is None else labels.to(self.device),
             self.unet.dtype,
+            predicts=self.scheduler.config.prediction_type,
         )
 
     @property
@@ -252,6 +268,26 @@ class Pipeline(DiffusionPipeline):
         has_format = (folder / images.FILE_NAME).is_file()
         image_format = ImageFormat.load(folder) if has_format else None
         return cls(UNet.from_pretrained(folder), scheduler, image_format)
+
+
+def _last(walk: Walk, tick: Callable[[], object], tell: Callable[[Step], Tensor | None]) -> Tensor:
+    """The state after the last step of a walk."""
+    step, reply = next(walk), None
+    while True:
+        tick()
+        reply = tell(step)
+        try:
+            step = walk.send(reply)
+        except StopIteration:
+            return step.x_next if reply is None else reply
+
+
+def _told(pipeline: Pipeline, callback: StepEnd | None, step: Step) -> Tensor | None:
+    """What a callback wants in place of the state after a step."""
+    if callback is None:
+        return None
+    told = {"latents": step.x_next, "x_0": step.x_0}
+    return (callback(pipeline, step.number, step.t, told) or {}).get("latents")
 
 
 def _format_of(unet: Any) -> ImageFormat:

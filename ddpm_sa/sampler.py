@@ -1,130 +1,47 @@
-"""From noise to images: diffusers' schedulers by short name, and the loop that drives them.
+"""From noise to images: the loop that drives a diffusers scheduler.
 
 Noise belongs to images, not to batches: a scheduler that draws gets the noise it is handed, so that
 an image is the same whatever stands beside it.
 """
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    PNDMScheduler,
-    UniPCMultistepScheduler,
-)
+from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ddpm_sa.prediction import PREDICTIONS, prediction
+from ddpm_sa.prediction import prediction
+from ddpm_sa.solvers import Options, make_scheduler
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Any]
 """(x_t, t, class_labels) -> an object whose `.sample` is F, as UNet and UNet2DModel are called."""
 
+Evaluate = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x_t, t, class_labels) -> the network's output, in float32; see `denoise`."""
 
-@dataclass(frozen=True)
-class Solver:
-    """How one of diffusers' schedulers is made.
+
+class View(NamedTuple):
+    """What the network is asked about at one step.
 
     Attributes:
-        scheduler: Its class.
-        stochastic: Whether its steps draw noise.
-        options: What differs from the class's defaults.
-        keeps_leading: Whether it follows the model's "leading" timesteps.
-        predictions: The prediction types that it can step with.
+        x_t: a x_0 + s eps, (B, C, H, W), float32.
+        t: Timesteps, (B,).
+        class_labels: (B,), int64, or None.
+        a, s: Signal and noise scale, scalars.
     """
 
-    scheduler: type
-    stochastic: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
-    keeps_leading: bool = False
-    predictions: tuple[str, ...] = tuple(PREDICTIONS)
+    x_t: Tensor
+    t: Tensor
+    class_labels: Tensor | None
+    a: Tensor
+    s: Tensor
 
 
-SCHEDULERS = {
-    "ddpm": Solver(DDPMScheduler, stochastic=True, keeps_leading=True),
-    "ddim": Solver(DDIMScheduler, keeps_leading=True),
-    "dpmsolver++": Solver(DPMSolverMultistepScheduler),
-    "dpmsolver++sde": Solver(
-        DPMSolverMultistepScheduler, stochastic=True, options={"algorithm_type": "sde-dpmsolver++"}
-    ),
-    "unipc": Solver(UniPCMultistepScheduler),
-    "euler": Solver(EulerDiscreteScheduler),
-    "euler_ancestral": Solver(
-        EulerAncestralDiscreteScheduler, stochastic=True, predictions=("epsilon", "v_prediction")
-    ),
-    "heun": Solver(HeunDiscreteScheduler),
-    "pndm": Solver(
-        PNDMScheduler,
-        options={"skip_prk_steps": True},  # its Runge-Kutta start costs 9 evaluations more
-        keeps_leading=True,
-        # It takes the v of several timesteps for v of the last, and so misses the image.
-        predictions=("epsilon",),
-    ),
-}
-
-
-def make_scheduler(name: str, base: Any, steps: int) -> Any:
-    """A scheduler for one batch, with the betas, prediction type and clipping of the model's own.
-
-    "ddpm" with fewer steps than the training had does what diffusers does: it visits evenly spaced
-    timesteps, and takes the product of the betas between two of them for one beta. "heun" evaluates
-    the network 2 steps - 1 times, "pndm" steps + 1 times; the others, steps times.
-
-    Args:
-        name: One of SCHEDULERS.
-        base: The diffusers scheduler of the model folder; it is not changed.
-        steps: How many steps, from 1 to the training's.
-
-    Raises:
-        ValueError: If the name is unknown, the steps are out of range, or the settings of the model
-            are none that this scheduler can follow.
-    """
-    if name not in SCHEDULERS:
-        raise ValueError(f"scheduler={name!r} is unknown; known are {', '.join(SCHEDULERS)}")
-    solver, config = SCHEDULERS[name], base.config
-    if not 1 <= steps <= config.num_train_timesteps:
-        raise ValueError(
-            f"steps={steps} must lie between 1 and the {config.num_train_timesteps} timesteps of "
-            "the training"
-        )
-    if config.prediction_type not in solver.predictions:
-        raise ValueError(
-            f"scheduler={name!r} cannot use prediction_type={config.prediction_type!r}, only "
-            f"{', '.join(solver.predictions)}; use ddim"
-        )
-    scheduler = solver.scheduler(**_inherited(solver, config) | solver.options)
-    scheduler.set_timesteps(steps)
-    return scheduler
-
-
-def _inherited(solver: Solver, config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the model's scheduler that the new one understands.
-
-    Taken by hand: `from_config` leaves out what equals a default of the model's scheduler, and so
-    would give Heun betas of its own, and other timesteps before the model is saved than after.
-    """
-    known = inspect.signature(solver.scheduler.__init__).parameters
-    settings = {name: value for name, value in config.items() if name in known}
-    # "leading" is what DDPMScheduler says when nobody chose. It starts below the noise of x_T,
-    # which DDPM and DDIM bear, and which diffusers' own pipelines do.
-    if settings.get("timestep_spacing") == "leading" and not solver.keeps_leading:
-        del settings["timestep_spacing"]
-    if solver.scheduler is not DDPMScheduler:
-        settings.pop("variance_type", None)  # DPM-Solver's "learned" keeps 3 channels, no matter C
-    elif settings["variance_type"] in ("learned", "fixed_large_log"):
-        raise ValueError(
-            f"variance_type={settings['variance_type']!r} gives NaN in diffusers' DDPMScheduler, "
-            "which takes the root of a logarithm; use another scheduler, such as ddim"
-        )
-    return settings
+Guide = Callable[[Evaluate, View], Tensor]
+"""How several evaluations become one output; see `ddpm_sa.guidance`."""
 
 
 class Step(NamedTuple):
@@ -145,6 +62,10 @@ class Step(NamedTuple):
     x_next: Tensor
 
 
+Walk = Generator[Step, Tensor | None, None]
+"""From noise to an image, step by step; see `denoise`."""
+
+
 @torch.no_grad()
 def denoise(
     network: Network,
@@ -153,35 +74,140 @@ def denoise(
     noise_of_step: Callable[[int], Tensor],
     class_labels: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Iterator[Step]:
-    """Denoise one batch, yielding after every evaluation of the network.
+    *,
+    predicts: str | None = None,
+    guide: Guide | None = None,
+    start: int = 0,
+) -> Walk:
+    """Denoise one batch, yielding at every step of the scheduler.
 
-    The state stays in float32; the network alone runs in `dtype`.
+    The state stays in float32; the network alone runs in `dtype`. Whoever `send`s a tensor in reply
+    to a step has it in place of the step's x_next.
 
     Args:
         network: Sees x_t (B, C, H, W) in `dtype` and t (B,); gives F with C channels, or 2 C where
             the second half is a learned variance (used by "ddpm" with "learned_range" alone).
         scheduler: From `make_scheduler`, for this batch alone.
-        x_T: Standard normal noise, (B, C, H, W), float32.
+        x_T: Standard normal noise, (B, C, H, W), float32; with a start, the x_t to begin with.
         noise_of_step: Index of a step -> the noise that it adds if it adds any, like x_T.
         class_labels: (B,), int64, for a class-conditional network.
+        predicts: What F is, if the scheduler's own prediction type is another.
+        guide: Evaluates the network in the place of one plain evaluation.
+        start: The first of the scheduler's timesteps to visit.
     """
-    denoiser = prediction(scheduler.config.prediction_type)
+    steps_with = prediction(scheduler.config.prediction_type)
+    denoiser = steps_with if predicts is None else prediction(predicts)
     learned_variance = scheduler.config.get("variance_type") == "learned_range"
-    x, channels = x_T * scheduler.init_noise_sigma, x_T.shape[1]
-    for index, t in enumerate(scheduler.timesteps):
+    channels = x_T.shape[1]
+
+    def evaluate(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        return network(x_t.to(dtype), t, labels).sample.float()
+
+    x = x_T * _begin(scheduler, start)
+    for index, t in enumerate(scheduler.timesteps[start:], start):
         x_t = scheduler.scale_model_input(x, t)
-        output = network(x_t.to(dtype), t.to(x.device).expand(len(x)), class_labels).sample.float()
+        a, s = _scales(scheduler, index, t)
+        view = View(x_t, t.to(x.device).expand(len(x)), class_labels, a, s)
+        output = guide(evaluate, view) if guide else evaluate(*view[:3])
         F = output[:, :channels]
+        x_0 = denoiser.x_0(F, x_t, a, s)
+        if denoiser is not steps_with:
+            output = F = steps_with.target(x_0, denoiser.eps(F, x_t, a, s), a, s)
         with _ServedNoise(lambda index=index: noise_of_step(index)):
             x = scheduler.step(output if learned_variance else F, t, x).prev_sample
-        yield Step(index, t, x_t, denoiser.x_0(F, x_t, *_scales(scheduler, index, t)), x)
+        changed = yield Step(index, t, x_t, x_0, x)
+        x = x if changed is None else changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How images are made of noise, whichever they are.
+
+    Attributes:
+        steps: Steps of the scheduler, at most the training's timesteps.
+        scheduler: One of `ddpm_sa.solvers.SCHEDULERS`.
+        scheduler_options: Its options; `ddpm_sa.solvers.known_options` has their names.
+    """
+
+    steps: int = 50
+    scheduler: str = "ddim"
+    scheduler_options: Options = field(default_factory=dict)
+
+    def make_scheduler(self, base: Any) -> Any:
+        """A scheduler for one batch of a model with this scheduler; see there."""
+        return make_scheduler(self.scheduler, base, self.steps, self.scheduler_options)
+
+    def __str__(self) -> str:
+        options = "".join(f", {name}={value}" for name, value in self.scheduler_options.items())
+        return f"scheduler={self.scheduler!r} with steps={self.steps}{options}"
+
+
+class Cost(NamedTuple):
+    """What a batch takes: the steps that it yields, and whether it draws noise on its way."""
+
+    steps: int
+    stochastic: bool
+
+
+def rehearse(method: Method, base: Any) -> Cost:
+    """Run a method on one pixel, to see that it can be and what it takes.
+
+    Args:
+        method: What to try.
+        base: The diffusers scheduler of the model.
+
+    Raises:
+        ValueError: As `make_scheduler` does; or if the settings lead to values that are not finite.
+    """
+    kind, pixel, draws = base.config.prediction_type, torch.ones(1, 1, 1, 1), []
+    scheduler = method.make_scheduler(base)
+
+    def network(x_t: Tensor, *_: Any) -> Any:
+        halves = 2 if scheduler.config.get("variance_type") == "learned_range" else 1
+        return BaseOutput(sample=torch.zeros_like(x_t).repeat(1, halves, 1, 1))
+
+    def noise(step: int) -> Tensor:
+        draws.append(step)
+        return pixel
+
+    try:
+        walk = list(denoise(network, scheduler, pixel, noise, predicts=kind))
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{method} fails in diffusers: {error}") from error
+    for step in walk:
+        if not (step.x_0.isfinite().all() and step.x_next.isfinite().all()):
+            raise ValueError(
+                f"{method} and prediction_type={kind!r} gives values that are not finite at "
+                f"t={step.t:g}; use other settings, or another scheduler such as ddim"
+            )
+    return Cost(len(scheduler.timesteps), bool(draws))
+
+
+def _begin(scheduler: Any, start: int) -> Tensor | float:
+    """Put a scheduler before one of its timesteps; the scale of its state there, that of x_t is 1.
+
+    diffusers' schedulers of sigmas call scale_model_input for the way back.
+    """
+    # Left to themselves they look their first timestep up, and of equal ones take the second.
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    if start == 0:
+        return scheduler.init_noise_sigma
+    if not hasattr(scheduler, "set_begin_index"):
+        return 1.0  # those that know no index go by the timestep that they are told
+    one = torch.ones(())
+    return one / scheduler.scale_model_input(one, scheduler.timesteps[start])
 
 
 def _scales(scheduler: Any, index: int, t: Tensor) -> tuple[Tensor, Tensor]:
     """a and s of what the network sees at a step, float32 scalars."""
     if hasattr(scheduler, "sigmas"):
-        a_squared = 1 / (1 + scheduler.sigmas[index].double() ** 2)
+        sigma = scheduler.sigmas[index]
+        if hasattr(scheduler, "sigmas_interpol") and not scheduler.state_in_first_order:
+            # KDPM2 evaluates between two sigmas, its ancestral form one place earlier in the list.
+            ancestral = "Ancestral" in type(scheduler).__name__
+            sigma = scheduler.sigmas_interpol[index - ancestral]
+        a_squared = 1 / (1 + sigma.double() ** 2)
     else:
         a_squared = scheduler.alphas_cumprod[t].double()
     return a_squared.sqrt().float(), (1 - a_squared).sqrt().float()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ddpm_sa import Pipeline, measure_attention, record_attention
-from ddpm_sa.sampler import Step, make_scheduler
+from ddpm_sa.sampler import Method, Step, rehearse
 
 MEASURES = ("entropy", "distance", "local_share", "overlap")
 Array = NDArray[np.float32]
@@ -26,6 +26,11 @@ class Making:
     scheduler: str = "ddim"
     class_label: int | None = None
 
+    @property
+    def method(self) -> Method:
+        """How images are made, for `ddpm_sa.Pipeline`."""
+        return Method(steps=self.steps, scheduler=self.scheduler)
+
     def evaluations(self, pipeline: Pipeline) -> int:
         """How often the network is called.
 
@@ -33,12 +38,12 @@ class Making:
             ValueError: If this pipeline cannot make it.
         """
         pipeline.class_labels([self.index], self.class_label)
-        return len(make_scheduler(self.scheduler, pipeline.scheduler, self.steps).timesteps)
+        return rehearse(self.method, pipeline.scheduler).steps
 
     def walk(self, pipeline: Pipeline) -> Iterator[Step]:
         """Make it, evaluation by evaluation."""
         labels = pipeline.class_labels([self.index], self.class_label)
-        return pipeline.denoise([self.index], self.steps, self.seed, self.scheduler, labels)
+        return pipeline.denoise([self.index], self.method, self.seed, labels)
 
     def told(self, pipeline: Pipeline) -> str:
         """What to write below a picture of it."""

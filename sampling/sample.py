@@ -20,7 +20,8 @@ import torch
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.images import to_pil, to_uint8
-from ddpm_sa.sampler import make_scheduler
+from ddpm_sa.sampler import Method, rehearse
+from ddpm_sa.solvers import Option
 from sampling.device import device_named
 from sampling.folder import GRID, begin, image_file, save_grid, save_picture
 
@@ -36,7 +37,9 @@ class Settings:
         indices: Make the images START ... STOP - 1 instead, as START:STOP.
         steps: Steps of the scheduler, at most the timesteps of the training.
         scheduler: ddpm, ddim, dpmsolver++, dpmsolver++sde, unipc, euler, euler_ancestral, heun or
-            pndm.
+            another of docs/sampling.md.
+        scheduler_options: Settings of that scheduler, one flag each, as in
+            `--scheduler_options.eta 0.5`; an unknown one is answered with those it has.
         seed: Which images; 0 or greater.
         batch_size: Images at once; changes speed and memory, not images.
         class_labels: For a class-conditional network: one class, or a list with one for each image;
@@ -52,6 +55,7 @@ class Settings:
     indices: str | None = None
     steps: int = 50
     scheduler: str = "ddim"
+    scheduler_options: dict[str, Option] = dataclasses.field(default_factory=dict)
     seed: int = 0
     batch_size: int = 32
     class_labels: int | list[int] | None = None
@@ -90,7 +94,12 @@ def main() -> None:
     classes = pipeline.class_labels(indices, settings.class_labels)
     if classes is not None:
         labels.update(zip(indices, classes.tolist(), strict=True))
-    make_scheduler(settings.scheduler, pipeline.scheduler, settings.steps)  # refuses in time
+    method = Method(
+        steps=settings.steps,
+        scheduler=settings.scheduler,
+        scheduler_options=settings.scheduler_options,
+    )
+    rehearse(method, pipeline.scheduler)  # refuses in time
     what_matters = _what_matters(settings, pipeline)
     device = device_named(settings.device)
     pipeline.to(device)
@@ -110,10 +119,9 @@ def main() -> None:
         pipeline.set_progress_bar_config(desc="sampling", unit="step")
         for batch in pipeline.batches(
             missing,
-            settings.steps,
+            method,
             settings.seed,
             settings.batch_size,
-            settings.scheduler,
             [label for index in missing if (label := labels[index]) is not None] or None,
         ):
             for index, picture in zip(batch.indices, to_pil(to_uint8(batch.images)), strict=True):
@@ -133,6 +141,7 @@ def _what_matters(settings: Settings, pipeline: Pipeline) -> dict[str, Any]:
         "weights_sha256": weights.hexdigest(),
         "trained_with": {name: config[name] for name in config if not name.startswith("_")},
         "scheduler": settings.scheduler,
+        "scheduler_options": settings.scheduler_options,
         "steps": settings.steps,
         "seed": settings.seed,
         "dtype": settings.dtype,

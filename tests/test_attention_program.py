@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddpm_sa import Pipeline, UNet, measure_attention, record_attention
 from ddpm_sa.cli import run_program
+from ddpm_sa.sampler import Method
 from sampling.attention import gather_queries, main
 from sampling.attention_figure import draw_course, draw_layers
 from sampling.course import Course, brightest_and_darkest
@@ -85,7 +86,7 @@ def test_numbers_are_those_of_record_attention_and_of_the_pipeline(
         record_attention(pipeline.unet, queries=[(2, 11), (7, 0)], heads="all") as maps,
         measure_attention(pipeline.unet) as measures,
     ):
-        (batch,) = pipeline.batches([5], 4, 3, 1, scheduler)
+        (batch,) = pipeline.batches([5], Method(steps=4, scheduler=scheduler), 3, 1)
     assert {name for name in found if name.startswith("maps/")} == {f"maps/{n}" for n in LAYERS}
     for name in LAYERS:
         kept = torch.cat(maps[name]).numpy()

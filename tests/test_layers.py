@@ -23,6 +23,7 @@ LAYERS = [
         "images",
         "cli",
     },
+    {"solvers"},
     {"blocks"},
     {"unet_config"},
     {"unet_files", "unet", "presets"},

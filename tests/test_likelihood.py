@@ -10,8 +10,9 @@ from torch.testing import assert_close
 from ddpm_sa.likelihood import learned_log_variance, variational_term
 from ddpm_sa.objective import denoising_loss
 from ddpm_sa.prediction import prediction
-from ddpm_sa.sampler import denoise, make_scheduler
+from ddpm_sa.sampler import denoise
 from ddpm_sa.schedule import NoiseSchedule
+from ddpm_sa.solvers import make_scheduler
 from tests.reference import Fixture
 
 COSINE = NoiseSchedule.cosine(1000)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ddpm_sa import Pipeline, UNet
 from ddpm_sa.images import ImageFormat
-from ddpm_sa.sampler import SCHEDULERS
+from ddpm_sa.solvers import SCHEDULERS
 
 SMALL = {
     "sample_size": 8,
@@ -140,6 +140,33 @@ def test_calls_that_cannot_be_are_refused_in_words(config, arguments, message):
         make(**config)(**arguments)
 
 
+def test_diffusers_call_names_work_or_are_refused_in_words():
+    pipeline, steps = make(), []
+
+    def see(ours, number, t, tensors):
+        assert ours is pipeline
+        assert tensors["latents"].shape == tensors["x_0"].shape == (2, 1, 8, 8)
+        steps.append((number, int(t)))
+
+    named = tensors(pipeline, num_inference_steps=3, callback_on_step_end=see)
+    assert torch.equal(named, tensors(pipeline, steps=3))
+    assert steps == [(0, 666), (1, 333), (2, 0)]
+    with pytest.raises(ValueError, match="seed=generator"):
+        pipeline(generator=torch.Generator())
+
+
+def test_a_callbacks_latents_take_the_place_of_the_state():
+    pipeline = make()
+    black = tensors(pipeline, callback_on_step_end=lambda *a: {"latents": -torch.ones(2, 1, 8, 8)})
+    assert not black.any()
+    last = tensors(
+        pipeline,
+        steps=4,
+        callback_on_step_end=lambda _, n, __, now: {"latents": now["latents"] / (1 + (n == 3))},
+    )
+    torch.testing.assert_close(last, tensors(pipeline, steps=4) / 2 + 0.25, atol=1e-6, rtol=0)
+
+
 def test_images_that_are_not_finite_are_an_error():
     pipeline = make()
     torch.nn.init.constant_(pipeline.unet.conv_out.bias, torch.inf)
@@ -211,7 +238,7 @@ def test_a_saved_folder_opens_as_it_was(tmp_path):
     assert_same_weights(again.unet, pipeline.unet)
     assert again.image_format == image_format
     for scheduler in SCHEDULERS.keys() - {"pndm"}:
-        arguments = {"steps": 3, "scheduler": scheduler}
+        arguments = {"steps": 4, "scheduler": scheduler}
         torch.testing.assert_close(
             tensors(again, **arguments), tensors(pipeline, **arguments), atol=1e-6, rtol=0
         )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddpm_sa.images import image_grid, visible
 from ddpm_sa.pipeline import Pipeline
+from ddpm_sa.sampler import Method
 from training.config import TrainConfig
 from training.log import RunLog
 
@@ -56,7 +57,7 @@ class Watch:
         if mine:
             for batch in self.pipeline.batches(
                 mine,
-                steps=self.config.sample_steps,
+                Method(steps=self.config.sample_steps),
                 seed=self.config.seed,
                 batch_size=len(mine),
                 class_labels=None if labels is None else [labels[i] for i in mine],

@@ -1,0 +1,135 @@
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from ddpm_sa.prediction import prediction
+from ddpm_sa.randomness import standard_normal
+from ddpm_sa.sampler import Cost, Method, denoise, rehearse
+from ddpm_sa.schedule import NoiseSchedule
+from ddpm_sa.solvers import SCHEDULERS, known_options, make_scheduler
+
+MEAN, STD = 0.3, 0.25
+TWICE, DRAW = ("heun", "kdpm2", "kdpm2_ancestral"), ("ddpm", "dpmsolver++sde", "sasolver")
+KARRAS = [name for name in SCHEDULERS if "use_karras_sigmas" in known_options(name)]
+
+
+def sample(name, steps, options=None, **config):
+    """4,096 pixels from the exact best denoiser of normal data, given the scales of each step."""
+    base = DDPMScheduler(**{"clip_sample": False} | config)
+    method = Method(scheduler=name, steps=steps, scheduler_options=options or {})
+    kind = prediction(base.config.prediction_type)
+
+    def best(evaluate, view):
+        x_t, a, s = view.x_t.double(), view.a.double(), view.s.double()
+        x_0 = MEAN + a * STD**2 / (a**2 * STD**2 + s**2) * (x_t - a * MEAN)
+        return kind.target(x_0, (x_t - a * x_0) / s, a, s).float()
+
+    def noise(step):
+        return standard_normal((1, 64, 64), 0, "step", [0], step)
+
+    x_T = standard_normal((1, 64, 64), 0, "x_T", [0])
+    made = method.make_scheduler(base)
+    *_, last = denoise(lambda *_: None, made, x_T, noise, predicts=kind.name, guide=best)
+    return last.x_next
+
+
+def assert_normal(x):
+    # Sampling errors are 0.004 and 0.003; solvers of first order add 0.03 and more at 40 steps.
+    assert x.mean().item() == pytest.approx(MEAN, abs=0.015)
+    assert x.std().item() == pytest.approx(STD, abs=0.06)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_steps_and_draws_are_those_of_the_table(name):
+    steps = {"pndm": 11}.get(name, 19 if name in TWICE else 10)
+    cost = rehearse(Method(scheduler=name, steps=10), DDPMScheduler())
+    assert cost == Cost(steps, name in DRAW or name.endswith("ancestral"))
+
+
+@pytest.mark.parametrize("beta_schedule", ["squaredcos_cap_v2", "sigmoid"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_schedule_is_followed_even_without_signal_at_its_end(name, beta_schedule):
+    config = {"beta_schedule": beta_schedule, "prediction_type": "v_prediction"}
+    assert_normal(sample(name, 25, rescale_betas_zero_snr=True, **config))
+
+
+@pytest.mark.parametrize("name", KARRAS)
+@pytest.mark.parametrize("spacing", ["use_karras_sigmas", "use_exponential_sigmas"])
+def test_other_spacings_lead_to_the_same_data(name, spacing):
+    # SA-Solver draws in the middle of the timesteps, where Karras' spacing has few
+    assert_normal(sample(name, 150 if name == "sasolver" else 40, {spacing: True}))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ddim", {"eta": 0.5}),
+        ("dpmsolver++", {"solver_order": 3}),
+        ("dpmsolver++", {"algorithm_type": "sde-dpmsolver++"}),
+        ("dpmsolver++", {"use_lu_lambdas": True}),
+        ("unipc", {"solver_order": 3}),
+        ("sasolver", {"predictor_order": 3}),
+        ("lms", {"order": 2}),
+        ("pndm", {"skip_prk_steps": False}),
+    ],
+)
+def test_options_change_the_way_and_not_the_data(name, options):
+    changed = sample(name, 60, options)
+    assert_normal(changed)
+    assert not torch.equal(changed, sample(name, 60))
+
+
+def test_ddim_with_eta_1_is_ddpm_with_small_variance():
+    """Song et al. 2021, section 4.1"""
+    torch.testing.assert_close(
+        sample("ddim", 60, {"eta": 1.0}), sample("ddpm", 60), atol=1e-5, rtol=0
+    )
+
+
+def test_ddim_with_eta_draws_noise():
+    method = Method(scheduler_options={"eta": 0.3})
+    assert rehearse(method, DDPMScheduler()) == Cost(50, True)
+
+
+def test_ipndm_is_nearer_to_the_end_of_many_steps_than_ddim():
+    spaced = {"timestep_spacing": "linspace"}
+    exact = sample("ddim", 1000, spaced)
+    ddim, ipndm = sample("ddim", 40, spaced), sample("ipndm", 40)
+    assert (ipndm - exact).square().mean() < (ddim - exact).square().mean() / 9
+
+
+def test_zero_terminal_snr_is_inherited_where_diffusers_would_drop_it():
+    base = DDPMScheduler(rescale_betas_zero_snr=True)
+    for name in SCHEDULERS:
+        last = make_scheduler(name, base, 10).alphas_cumprod[-1].item()
+        assert last <= 2**-24, name
+    tables = NoiseSchedule.from_scheduler(base).alphas_cumprod
+    lms = make_scheduler("lms", base, 10).alphas_cumprod
+    torch.testing.assert_close(lms[:-1].double(), tables[:-1], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ddim", {"etta": 1.0}, "no option 'etta'; its options are .*clip_sample.*eta"),
+        ("ddim", {"beta_end": 0.1}, "no option 'beta_end'"),
+        ("ddim", {"eta": "much"}, "eta='much' must be of type float"),
+        ("ddim", {"eta": True}, "eta=True must be of type float"),
+        ("dpmsolver++", {"solver_order": 2.5}, "solver_order=2.5 must be of type int"),
+        ("dpmsolver++", {"use_karras_sigmas": 1}, "use_karras_sigmas=1 must be of type bool"),
+        ("euler", {"timestep_spacing": "even"}, "must be one of linspace, leading, trailing"),
+        ("ddpm", {"variance_type": "learned"}, "must be one of fixed_small"),
+        ("dpmsolver++", {"algorithm_type": "dpmsolver"}, "must be one of dpmsolver\\+\\+"),
+        ("dpmsolver++singlestep", {"solver_order": 4}, "Order > 3"),
+        ("unipc", {"solver_type": "bh1"}, "not finite at t="),
+        (
+            "heun",
+            {"use_karras_sigmas": True, "use_exponential_sigmas": True},
+            "[Oo]nly one of",
+        ),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_words(name, options, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        rehearse(Method(scheduler=name, scheduler_options=options), DDPMScheduler())
+    assert name in str(refusal.value) or next(iter(options)) in str(refusal.value)
