@@ -31,8 +31,9 @@ class Preset:
     Attributes:
         unet: Arguments of `UNet`.
         scheduler: Arguments of diffusers' DDPMScheduler.
-        training: batch_size (images a step, over all processes), lr (of Adam), warmup_steps,
-            steps, ema_decay, grad_clip (largest norm of the gradient), flip (left to right).
+        training: batch_size (images a step, over all processes), optimizer (adam or muon), lr,
+            warmup_steps, steps, ema_decay, grad_clip (largest norm of the gradient), flip (left to
+            right).
     """
 
     unet: dict[str, Any]
@@ -91,6 +92,7 @@ def _unet(
 # Ho et al. 2020, appendix B; run_cifar.py, run_lsun.py and run_celebahq.py.
 _CIFAR10 = {
     "batch_size": 128,
+    "optimizer": "adam",
     "lr": 2e-4,
     "warmup_steps": 5000,
     "steps": 800_000,
@@ -102,9 +104,10 @@ _CIFAR10 = {
 _LSUN256 = {**_CIFAR10, "batch_size": 64, "lr": 2e-5, "steps": 1_200_000}
 _CPU = {
     "batch_size": 32,
+    "optimizer": "muon",
     "lr": 4e-3,
-    "warmup_steps": 100,
-    "steps": 1_600,
+    "warmup_steps": 40,
+    "steps": 1_100,
     "ema_decay": 0.99,
     "grad_clip": 1.0,
     "flip": False,
@@ -138,7 +141,7 @@ PRESETS = {
     # Groups of at least 4 channels: with one channel a group, GroupNorm takes the shift by the
     # timestep out again, and the network cannot know t.
     "mnist": Preset(
-        unet=_unet(32, 1, (16, 32, 64), 16, norm_num_groups=4, layers_per_block=1),
+        unet=_unet(32, 1, (32, 64, 64), 16, norm_num_groups=8, layers_per_block=1),
         scheduler={**_V, "beta_schedule": "squaredcos_cap_v2"},
         training=_CPU,
     ),
