@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ddpm_sa import images
+from ddpm_sa.guidance import Guidance
+from ddpm_sa.guides import Kind, check_together, make_guidance
 from ddpm_sa.images import ImageFormat, from_tensor, padded_size, to_pil
 from ddpm_sa.model_folder import (
     GRID_NAME,
@@ -26,7 +28,8 @@ from ddpm_sa.model_folder import (
     replaced,
 )
 from ddpm_sa.randomness import standard_normal
-from ddpm_sa.sampler import Method, Step, Walk, denoise, rehearse
+from ddpm_sa.reuse import DeepReuse, check_interval
+from ddpm_sa.sampler import Guide, Method, Step, Walk, denoise, rehearse
 from ddpm_sa.solvers import Options
 from ddpm_sa.unet import UNet
 
@@ -86,6 +89,8 @@ class Pipeline(DiffusionPipeline):
         output_type: Literal["pil", "np", "pt", "values"] = "pil",
         indices: Sequence[int] | None = None,
         scheduler_options: Options | None = None,
+        guide: Guide | None = None,
+        cache_interval: int = 1,
         num_inference_steps: int | None = None,
         generator: torch.Generator | None = None,
         callback_on_step_end: StepEnd | None = None,
@@ -104,6 +109,8 @@ class Pipeline(DiffusionPipeline):
                 or "values", (N, H, W, C), of the type and range that the training images had.
             indices: Make these images in place of num_images.
             scheduler_options: Settings of that scheduler, such as {"eta": 0.5} for "ddim".
+            guide: A `ddpm_sa.guidance.Guidance`, as `self.guidance(...)` makes one.
+            cache_interval: Compute deep features at every so many steps; see `ddpm_sa.reuse`.
             num_inference_steps: diffusers' name of steps.
             generator: diffusers' way to say seed; refused.
             callback_on_step_end: (pipeline, step, t, {"latents", "x_0"}) -> a dict, as in
@@ -131,6 +138,8 @@ class Pipeline(DiffusionPipeline):
             steps=steps if num_inference_steps is None else num_inference_steps,
             scheduler=scheduler,
             scheduler_options=scheduler_options or {},
+            guide=guide,
+            cache_interval=cache_interval,
         )
         chosen = range(num_images) if indices is None else indices
         batches = self.batches(chosen, method, seed, batch_size, class_labels, callback_on_step_end)
@@ -157,6 +166,8 @@ class Pipeline(DiffusionPipeline):
             raise ValueError(f"images {indices} cannot be made: at least one, from 0 on")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
+        check_interval(self.unet, method.cache_interval)
+        check_together(method.guide, method.cache_interval)
         labels = self.class_labels(indices, class_labels)
         total = rehearse(method, self.scheduler).steps * math.ceil(len(indices) / batch_size)
         with _evaluating(self.unet), self.progress_bar(total=total) as bar:  # type: ignore[call-arg]
@@ -183,14 +194,16 @@ class Pipeline(DiffusionPipeline):
         """
         shape = (self.image_format.channels, *self.padded_size)
         noise = partial(standard_normal, shape, seed)
+        reuses = method.cache_interval > 1
         return denoise(
-            self.unet,
+            DeepReuse(self.unet, method.cache_interval) if reuses else self.unet,
             method.make_scheduler(self.scheduler),
             noise(INITIAL_NOISE, indices).to(self.device),
             partial(noise, STEP_NOISE, indices),
             None if labels is None else labels.to(self.device),
             self.unet.dtype,
             predicts=self.scheduler.config.prediction_type,
+            guide=method.guide,
         )
 
     @property
@@ -198,6 +211,46 @@ class Pipeline(DiffusionPipeline):
         """(height, width) of what the network sees."""
         levels = len(self.unet.config.block_out_channels)
         return padded_size(self.image_format.size, 2 ** (levels - 1))
+
+    def guidance(
+        self,
+        kind: Kind,
+        scale: float = 1.0,
+        *,
+        interval: tuple[float, float] | None = None,
+        rescale: float = 0.0,
+        layers: Sequence[str] | None = None,
+        sigma: float | None = None,
+        null_class: int | None = None,
+        weaker: "Pipeline | None" = None,
+    ) -> Guidance:
+        """A `guide` for this pipeline's calls; see `ddpm_sa.guides.make_guidance`.
+
+        Args:
+            null_class: The last class, if None and the network has one more than names.
+            weaker: Of "auto": the pipeline of a weaker network of the same images.
+        """
+        names, classes = self.image_format.labels, self.unet.config.num_class_embeds
+        if null_class is None and kind == "cfg" and names and classes == len(names) + 1:
+            null_class = len(names)
+        predicts = self.scheduler.config.prediction_type
+        if weaker is not None and weaker.scheduler.config.prediction_type != predicts:
+            raise ValueError(
+                f"the weaker model predicts {weaker.scheduler.config.prediction_type!r}, the model "
+                f"{predicts!r}"
+            )
+        return make_guidance(
+            kind,
+            scale,
+            self.unet,
+            predicts,
+            interval=interval,
+            rescale=rescale,
+            null_class=null_class,
+            layers=layers,
+            sigma=sigma,
+            weaker=weaker and weaker.unet.eval().to(self.device),
+        )
 
     def class_labels(
         self, indices: Sequence[int], class_labels: int | Sequence[int] | None
@@ -213,7 +266,10 @@ class Pipeline(DiffusionPipeline):
                 raise ValueError("class_labels need a network with num_class_embeds; this has none")
             return None
         if class_labels is None:
-            class_labels = [index % num_classes for index in indices]
+            # Without the class that stands for "no label", if there is one.
+            names = self.image_format.labels
+            named = num_classes if names is None else len(names)
+            class_labels = [index % named for index in indices]
         elif isinstance(class_labels, int):
             class_labels = [class_labels] * len(indices)
         if len(class_labels) != len(indices):

@@ -127,11 +127,16 @@ class Method:
         steps: Steps of the scheduler, at most the training's timesteps.
         scheduler: One of `ddpm_sa.solvers.SCHEDULERS`.
         scheduler_options: Its options; `ddpm_sa.solvers.known_options` has their names.
+        guide: Such as a `ddpm_sa.guidance.Guidance`, or None for none.
+        cache_interval: Compute the deep features of the network every so many evaluations; see
+            `ddpm_sa.reuse`.
     """
 
     steps: int = 50
     scheduler: str = "ddim"
     scheduler_options: Options = field(default_factory=dict)
+    guide: Guide | None = None
+    cache_interval: int = 1
 
     def make_scheduler(self, base: Any) -> Any:
         """A scheduler for one batch of a model with this scheduler; see there."""

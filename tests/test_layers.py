@@ -27,8 +27,8 @@ LAYERS = [
     {"blocks"},
     {"unet_config"},
     {"unet_files", "unet", "presets"},
-    {"objective", "likelihood", "sampler", "guidance", "slots"},
-    {"maps", "attention_measures", "ablation"},
+    {"objective", "likelihood", "sampler", "slots", "reuse"},
+    {"maps", "attention_measures", "ablation", "guidance", "attention_guidance", "guides"},
     {"model_folder", "model_card", "pipeline", "checkpoints", "metrics"},
 ]
 PROGRAMS = ("training", "sampling", "benchmarks")
