@@ -52,11 +52,12 @@ def test_lsun256_is_the_papers_recipe():
     assert preset(config.model.preset).unet["sample_size"] == 256
 
 
-@pytest.mark.parametrize("name", ["cifar10", "lsun256"])
+@pytest.mark.parametrize("name", ["cifar10", "lsun256", "mnist"])
 def test_config_files_agree_with_the_presets_numbers(name):
     config = read(name)
     assert preset(config.model.preset).training == {
         "batch_size": config.batch_size,
+        "optimizer": config.optim.optimizer,
         "lr": config.optim.lr,
         "warmup_steps": config.optim.warmup_steps,
         "steps": config.steps,
