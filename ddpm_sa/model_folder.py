@@ -13,7 +13,7 @@ import diffusers
 from huggingface_hub import snapshot_download
 
 from ddpm_sa import images
-from ddpm_sa.images import ImageFormat
+from ddpm_sa.images import ImageFormat, padded_size
 
 GRID_NAME = "samples.png"
 OUR_FILES = {"model_index.json", "unet", "scheduler", images.FILE_NAME, "README.md", GRID_NAME}
@@ -105,7 +105,8 @@ tags: [ddpm, diffusion, self-attention, ddpm_sa]
 $grid
 A DDPM U-Net (Ho et al. 2020) with self-attention over pixels: $parameters parameters\
 $classes. It predicts "$prediction" over \
-$timesteps timesteps with the "$betas" schedule. The images' depth and range are in `images.json`.
+$timesteps timesteps with the "$betas" schedule. Its images have $bits bits a value; \
+-1 and 1 stand for $low and $high (`images.json`).
 
 ## With ddpm_sa
 ```python
@@ -125,7 +126,7 @@ PLAIN = Template("""\
 from diffusers import DDPMPipeline
 
 pipeline = DDPMPipeline.from_pretrained("path/to/this/folder")
-images = pipeline(batch_size=16, num_inference_steps=$timesteps$array).images""")
+images = pipeline(batch_size=16, num_inference_steps=$timesteps$array).images$crop""")
 
 CONDITIONAL = Template("""\
 # DDPMPipeline opens this folder, but passes no class labels: so the loop is written out.
@@ -134,13 +135,13 @@ from diffusers import DDPMPipeline
 
 pipeline = DDPMPipeline.from_pretrained("path/to/this/folder")
 pipeline.scheduler.set_timesteps($timesteps)
-x = torch.randn(16, $channels, $height, $width)
+x = torch.randn(16, $channels, $rows, $columns)
 labels = torch.arange(16) % $num_classes
 with torch.no_grad():
     for t in pipeline.scheduler.timesteps:
         output = pipeline.unet(x, t, class_labels=labels).sample
         x = pipeline.scheduler.step(output, t, x).prev_sample
-images = x.clamp(-1, 1)  # (16, $channels, $height, $width); -1 and 1 are the ends of the range""")
+images = x.clamp(-1, 1)[..., :$height, :$width]  # -1 and 1 are the ends of the range""")
 
 
 def model_card(
@@ -162,10 +163,19 @@ def model_card(
     num_classes = unet["num_class_embeds"]
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
     names = f" ({', '.join(image_format.labels)})" if image_format.labels else ""
+    rows, columns = padded_size((height, width), 2 ** (len(unet["block_out_channels"]) - 1))
+    crop = f"  # larger than the images: crop each to its first {height} rows and {width} columns"
+    low, high = image_format.value_range
     facts = {
         "channels": channels,
         "height": height,
         "width": width,
+        "rows": rows,
+        "columns": columns,
+        "crop": crop if (rows, columns) != (height, width) else "",
+        "bits": image_format.bit_depth,
+        "low": f"{low:g}",
+        "high": f"{high:g}",
         "num_classes": num_classes,
         "timesteps": scheduler["num_train_timesteps"],
         # numpy_to_pil knows grey and RGB alone.

@@ -1,22 +1,33 @@
-"""A folder of samples: a PNG for each image, a grid, and a JSON to make each of them again."""
+"""A folder of samples: a file for each image, a grid, and a JSON to make each of them again."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from ddpm_sa.images import from_pil, image_grid
+from ddpm_sa.images import (
+    ImageFormat,
+    from_pil,
+    from_tensor,
+    image_grid,
+    to_pil,
+    to_tensor,
+    visible,
+)
+from ddpm_sa.pipeline import Batch
 
 RECORD = "samples.json"
 GRID = "grid.png"
 GRID_LIMIT = 256  # a grid of thousands shows nothing
 
 
-def image_file(folder: Path, index: int) -> Path:
+def image_file(folder: Path, index: int, image_format: ImageFormat) -> Path:
     """Where image `index` lies. It is done if it is there, since files appear whole."""
-    return folder / f"{index:06d}.png"
+    return folder / f"{index:06d}{image_format.suffix}"
 
 
 def begin(
@@ -24,6 +35,7 @@ def begin(
     settings: Mapping[str, Any],
     environment: Mapping[str, Any],
     class_labels: Mapping[int, int | None],
+    image_format: ImageFormat,
 ) -> list[int]:
     """Record what will be made, beside what was, and say which of it is not there yet.
 
@@ -32,6 +44,7 @@ def begin(
         settings: All that an image depends on; the images of a folder share it.
         environment: Where they are made; recorded, not compared.
         class_labels: The indices of the images asked for, and the class of each.
+        image_format: What they are, and so in what files they lie.
 
     Returns:
         The indices whose files are not there.
@@ -40,7 +53,7 @@ def begin(
         ValueError: If the folder is a file, or holds images that were made otherwise.
     """
     images = {
-        image_file(folder, index).name: {"index": index, "class_label": label}
+        image_file(folder, index, image_format).name: {"index": index, "class_label": label}
         for index, label in class_labels.items()
     }
     if folder.exists() and not folder.is_dir():
@@ -51,20 +64,44 @@ def begin(
     partial = folder / f"{RECORD}.partial"
     partial.write_text(json.dumps(record, indent=1) + "\n")
     partial.rename(folder / RECORD)
-    return [index for index in class_labels if not image_file(folder, index).exists()]
+    return [index for index in class_labels if not image_file(folder, index, image_format).exists()]
+
+
+def save_images(folder: Path, batch: Batch, image_format: ImageFormat) -> None:
+    """Write each image, with the values that the training's images had, whole or not at all."""
+    values = from_tensor(batch.images, image_format)
+    for i, image in zip(batch.indices, values, strict=True):
+        path = image_file(folder, i, image_format)
+        if image_format.is_picture:
+            save_picture(to_pil(image[None])[0], path)
+        else:
+            with written_aside(path) as partial, partial.open("wb") as file:
+                np.save(file, image)
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all."""
+    with written_aside(path) as partial:
+        picture.save(partial, format="png")
+
+
+def save_grid(folder: Path, indices: Sequence[int], image_format: ImageFormat) -> None:
+    """Write grid.png, for the eye, of these images of the folder, or of the first 256."""
+    files = [image_file(folder, index, image_format) for index in indices[:GRID_LIMIT]]
+    images: list[Any] = [
+        from_pil([Image.open(file)])[0] if image_format.is_picture else np.load(file)
+        for file in files
+    ]
+    x = to_tensor(np.stack(images), image_format.value_range)
+    save_picture(image_grid(visible(x)), folder / GRID)
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A name to write under, which becomes `path` once that is done."""
     partial = path.with_name(f"{path.name}.partial")
-    picture.save(partial, format="png")
+    yield partial
     partial.rename(path)
-
-
-def save_grid(folder: Path, indices: Sequence[int]) -> None:
-    """Write grid.png of these images of the folder, or of the first 256."""
-    pictures = [Image.open(image_file(folder, index)) for index in indices[:GRID_LIMIT]]
-    save_picture(image_grid(from_pil(pictures)), folder / GRID)
 
 
 def _images_so_far(
@@ -75,10 +112,10 @@ def _images_so_far(
         record = json.loads((folder / RECORD).read_text())
         earlier_settings, earlier_images = record["settings"], record["images"]
     except FileNotFoundError:
-        if next(folder.glob("*.png"), None) is None:
+        if next((p for p in folder.glob("*") if p.suffix in (".png", ".npy")), None) is None:
             return {}
         raise ValueError(
-            f"{folder} holds PNG files but no {RECORD}; give another output_dir"
+            f"{folder} holds images but no {RECORD}; give another output_dir"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / RECORD} cannot be read ({error})") from error

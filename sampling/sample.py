@@ -1,4 +1,4 @@
-"""Sample images from a model folder into a folder of PNG files.
+"""Sample images from a model folder into a folder of files.
 
     python sampling/sample.py --model runs/mnist/model --num_images 64 --output_dir out
 
@@ -19,11 +19,10 @@ import torch
 
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.images import to_pil, to_uint8
 from ddpm_sa.sampler import Method, rehearse
 from ddpm_sa.solvers import Option
 from sampling.device import device_named
-from sampling.folder import GRID, begin, image_file, save_grid, save_picture
+from sampling.folder import GRID, begin, save_grid, save_images
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,8 @@ class Settings:
 
     Attributes:
         model: A model folder, such as runs/mnist/model, or a DDPMPipeline's repository on the hub.
-        output_dir: Where the images go: 000000.png ..., grid.png and samples.json.
+        output_dir: Where the images go: 000000.png ..., grid.png and samples.json; .npy in place
+            of .png for what a PNG cannot hold: floats, 16-bit colour, 2 or more than 4 channels.
         num_images: Make the images 0 ... num_images - 1; 16 if neither this nor indices is given.
         indices: Make the images START ... STOP - 1 instead, as START:STOP.
         steps: Steps of the scheduler, at most the timesteps of the training.
@@ -87,8 +87,6 @@ class Settings:
 def main() -> None:
     settings = parse(Settings)
     pipeline = Pipeline.from_pretrained(settings.model)
-    if not pipeline.image_format.is_picture:
-        raise ValueError(f"a PNG file cannot hold {pipeline.image_format}; use ddpm_sa.Pipeline")
     indices = settings.chosen()
     labels: dict[int, int | None] = dict.fromkeys(indices)
     classes = pipeline.class_labels(indices, settings.class_labels)
@@ -114,7 +112,7 @@ def main() -> None:
     }
 
     folder = Path(settings.output_dir)
-    missing = begin(folder, what_matters, environment, labels)
+    missing = begin(folder, what_matters, environment, labels, pipeline.image_format)
     if missing:
         pipeline.set_progress_bar_config(desc="sampling", unit="step")
         for batch in pipeline.batches(
@@ -124,9 +122,8 @@ def main() -> None:
             settings.batch_size,
             [label for index in missing if (label := labels[index]) is not None] or None,
         ):
-            for index, picture in zip(batch.indices, to_pil(to_uint8(batch.images)), strict=True):
-                save_picture(picture, image_file(folder, index))
-    save_grid(folder, indices)
+            save_images(folder, batch, pipeline.image_format)
+    save_grid(folder, indices, pipeline.image_format)
     print(f"{len(missing)} images made, {len(indices) - len(missing)} were there: {folder / GRID}")
 
 

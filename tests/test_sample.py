@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddpm_sa import Pipeline, UNet
 from ddpm_sa.cli import run_program
+from ddpm_sa.images import ImageFormat
 from sampling.sample import main
 
 ROOT = Path(__file__).parents[1]
@@ -161,7 +162,6 @@ def test_classes_are_given_by_one_number_or_a_list(models, sample, tmp_path):
         (["--class_labels", 0], "num_class_embeds"),
         (["--device", "abacus"], "abacus"),
         (["--dtype", "int4"], "dtype"),
-        (["--model", "two"], "channels=2"),
         (["--model", "."], "no model folder"),
         (["--model", "no/such/folder"], "no/such/folder is no folder here"),
     ],
@@ -190,5 +190,39 @@ def test_pictures_of_unknown_origin_are_left_alone(models, sample, tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "holiday.png")
     code, _, error = sample("--model", models / "grey", "--output_dir", tmp_path)
     assert code == 2
-    assert "holds PNG files but no samples.json" in error
+    assert "holds images but no samples.json" in error
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.png"]
+
+
+@pytest.mark.parametrize(
+    ("image_format", "file"),
+    [
+        (ImageFormat(channels=1, size=(7, 5), bit_depth=16, value_range=(0, 4095)), "000000.png"),
+        (ImageFormat(channels=2, size=(8, 8)), "000000.npy"),
+        (ImageFormat(channels=1, size=(7, 5), bit_depth=32, value_range=(-5, 5)), "000000.npy"),
+    ],
+)
+def test_files_hold_the_values_that_were_trained_on(image_format, file, sample, tmp_path):
+    torch.manual_seed(0)
+    channels = image_format.channels
+    unet = UNet(**SMALL | {"in_channels": channels, "out_channels": channels})
+    pipeline = Pipeline(unet, DDPMScheduler(prediction_type="v_prediction"), image_format)
+    pipeline.save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    words = ("--model", tmp_path / "model", "--output_dir", out, "--steps", 2)
+    assert sample(*words, "--num_images", 3)[0] == 0
+    path = out / file
+    stored = np.load(path) if path.suffix == ".npy" else np.asarray(Image.open(path))
+    (values,) = pipeline(num_images=1, steps=2, output_type="values").images
+    assert stored.dtype == values.dtype == image_format.dtype
+    assert stored.reshape(values.shape).shape == (*image_format.size, channels)
+    # An image of a batch is that image to 1e-4 of the range, before rounding.
+    low, high = image_format.value_range
+    atol = 1e-4 * (high - low) + (image_format.bit_depth < 32)
+    np.testing.assert_allclose(stored.reshape(values.shape).astype(float), values, atol=atol)
+    with Image.open(out / "grid.png") as grid:
+        assert grid.mode == "L"
+    # What is there is left alone.
+    before = path.stat().st_mtime_ns
+    assert "1 images made, 3 were there" in sample(*words, "--num_images", 4)[1]
+    assert path.stat().st_mtime_ns == before

@@ -14,7 +14,7 @@ from diffusers import DDPMPipeline
 from PIL import Image
 
 from ddpm_sa import Pipeline, UNet
-from ddpm_sa.sampler import SCHEDULERS
+from ddpm_sa.solvers import SCHEDULERS
 from tests.runs import (
     ROOT,
     arguments,

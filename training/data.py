@@ -55,6 +55,11 @@ class Images:
         """Classes that a network is told, with the one for "no label"; None without labels."""
         return None if self.classes is None else len(self.classes) + self.label_dropout
 
+    @property
+    def all_skipped(self) -> tuple[str, ...]:
+        """What was left out here and of those held out."""
+        return self.skipped + (self.validation.all_skipped if self.validation else ())
+
     def batch(self, indices: np.ndarray, flips: np.ndarray) -> np.ndarray:
         """Images (B, H, W, C), mirrored left to right where flips, (B,) bool, says so."""
         images = self.read(indices)
@@ -86,7 +91,12 @@ class Images:
         """Some of them, by sorted indices, (N,) int64."""
         labels = None if self.labels is None else self.labels[indices]
         return replace(
-            self, length=len(indices), labels=labels, read=lambda i: self.read(indices[i]), notes=()
+            self,
+            length=len(indices),
+            labels=labels,
+            read=lambda i: self.read(indices[i]),
+            notes=(),
+            skipped=(),
         )
 
     def describe(self, source: str) -> list[str]:
@@ -120,7 +130,12 @@ def open_images(config: DataConfig) -> Images:
     if isinstance(config.validation, str):
         return replace(images, validation=_elsewhere(config, config.validation, images))
     held_out, kept = split(images.length, config.validation)
-    return replace(images.part(kept), notes=images.notes, validation=images.part(held_out))
+    return replace(
+        images.part(kept),
+        notes=images.notes,
+        skipped=images.skipped,
+        validation=images.part(held_out),
+    )
 
 
 def split(length: int, share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -18,8 +18,8 @@ def fitted(image: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
             is, with black (of floats, the image's lowest value) around. `stretch`: both are.
 
     Returns:
-        (height, width, C), of the same type; no value is below or above all of the image's type,
-        or, of floats, of the image: bicubics overshoot.
+        (height, width, C), of the same type. Bicubics overshoot: at 8 bits what lies beyond 0 and
+        255 is clipped, as Pillow does; else what lies beyond the image's own values.
     """
     if image.shape[:2] == size:
         return image
@@ -27,13 +27,15 @@ def fitted(image: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
         picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
         return np.asarray(_resized(picture, size, fit, 0)).reshape(*size, -1)
     floats = image.dtype == np.float32
-    low, high = (image.min(), image.max()) if floats else (0, np.iinfo(image.dtype).max)
+    low, high = image.min().item(), image.max().item()
+    black = low if floats else 0
     # Pillow resizes 32-bit floats exactly as it does 8 bits, but for the rounding.
     planes = [
-        _resized(Image.fromarray(plane.astype(np.float32)), size, fit, float(low))
+        _resized(Image.fromarray(plane.astype(np.float32)), size, fit, black)
         for plane in np.moveaxis(image, 2, 0)
     ]
-    values = np.stack([np.asarray(plane) for plane in planes], axis=2).clip(low, high)
+    values = np.stack([np.asarray(plane) for plane in planes], axis=2)
+    values = values.clip(black if fit == "pad" else low, high)
     return (values if floats else values.round()).astype(image.dtype)
 
 

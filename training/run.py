@@ -59,7 +59,7 @@ class RunFolder:
     ):
         self.accelerator, self.config = accelerator, config
         self.counts, self.trainee = what_counts(config, images), trainee
-        self.path = Path(config.output_dir)
+        self.path, self.skipped = Path(config.output_dir), images.all_skipped
         by_process_0(self._begin, f"output_dir={self.path} cannot be written")
         record_launch(self.path)
 
@@ -67,6 +67,9 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self.path)
         save_config(self.config, self.path / "config.yaml")
+        if self.skipped:
+            text = "\n".join(self.skipped) + "\n"
+            (self.path / "skipped.txt").write_text(text, encoding="utf-8")
 
     def restore(self, checkpoint: Path | None) -> tuple[int, dict[str, Any]]:
         """Take a checkpoint's values, and say what has changed around the run.

@@ -1,0 +1,65 @@
+import pytest
+
+from tests.runs import picture_folder
+from training.config import DataConfig
+from training.data import open_images
+from training.labels import numbered
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Images in two folders, and a function that writes a CSV file and opens both."""
+    folder = picture_folder(tmp_path / "pictures", ("a", "b"), each=2)
+
+    def open_with(text: str):
+        (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
+        labels = str(tmp_path / "labels.csv")
+        return open_images(
+            DataConfig(source=str(folder), size=8, class_conditional=True, labels=labels)
+        )
+
+    return open_with
+
+
+def test_csv_gives_each_file_its_label_whatever_its_folder(labelled):
+    images = labelled(
+        "file,label,note\nb/01.png,oak,x\na/00.png,oak,\na/01.png,elm,\nb/00.png,ash,\nc.png,fir,\n"
+    )
+    assert images.classes == ["ash", "elm", "oak"]
+    assert images.labels.tolist() == [2, 1, 0, 2]  # a/00 a/01 b/00 b/01
+
+
+def test_labels_that_are_numbers_keep_their_order():
+    labels, classes = numbered(["10", "9", "10", "2"])
+    assert classes == ["2", "9", "10"]
+    assert labels.tolist() == [2, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,label\n", r"no column 'file', only \['name', 'label'\]"),
+        ("file,label\na/00.png,x\n", r"no row for a/01\.png \(3 such"),
+        ("file,label\na/00.png,\n", r"no label for a/00\.png"),
+        ("file,label\na/00.png,x\na/00.png,y\n", r"a/00\.png twice: x and y"),
+        ("", "no column 'file'"),
+    ],
+)
+def test_bad_label_files_are_named_with_the_row(labelled, text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        labelled(text)
+    assert "labels.csv" in str(error.value)
+
+
+def test_missing_label_file_is_named(labelled, tmp_path):
+    with pytest.raises(ValueError, match=r"data\.labels=nowhere\.csv cannot be read"):
+        open_images(
+            DataConfig(
+                source=str(tmp_path / "pictures"), class_conditional=True, labels="nowhere.csv"
+            )
+        )
+
+
+def test_labels_need_a_network_that_is_told_them():
+    with pytest.raises(ValueError, match=r"data\.class_conditional true"):
+        DataConfig(source="x", labels="labels.csv")
