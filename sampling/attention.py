@@ -77,7 +77,7 @@ class Settings:
 
 def main() -> None:
     settings = parse(Settings, gather_queries(sys.argv[1:]))
-    _need_matplotlib()
+    need_matplotlib()
     pipeline = Pipeline.from_pretrained(settings.model)
     layer = _layer(pipeline, settings.layer)
     _check_queries(settings.query, pipeline.image_format.size)
@@ -118,7 +118,11 @@ def draw_all(course: Course, layer: str, which: str, folder: Path) -> list[str]:
     return [*figures, "attention.gif", "attention.npz"]
 
 
-def _need_matplotlib() -> None:
+def need_matplotlib() -> None:
+    """
+    Raises:
+        ValueError: If it is not installed.
+    """
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:

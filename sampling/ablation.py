@@ -1,0 +1,192 @@
+"""What each attention layer of a model is worth: sample with it replaced, and compare.
+
+    python sampling/ablation.py --model runs/mnist/model --num_images 64 --output_dir out
+
+Writes ablation.md (a table), ablation.json (the same, for programs) and ablation.png (the first
+images of every row). Layers are replaced one by one and all together, by each pixel seeing itself
+alone ("identity"), all evenly ("uniform"), or the 3 x 3 around it ("local").
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from ddpm_sa import Pipeline, ablate_attention
+from ddpm_sa.ablation import Replacement
+from ddpm_sa.cli import parse, run_program
+from ddpm_sa.slots import attention_layers
+from sampling.attention import made_folder, need_matplotlib
+from sampling.device import device_named
+
+REPLACEMENTS: tuple[Replacement, ...] = ("identity", "uniform", "local")
+SPLITS = 200
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Which model, and how many images to compare.
+
+    Attributes:
+        model: A model folder, such as runs/mnist/model, or a DDPMPipeline's repository on the hub.
+        output_dir: Where ablation.md, ablation.json and ablation.png go.
+        num_images: Images of each row; as many more, of other noise, are what they are compared
+            with.
+        seed: Which images; 0 or greater.
+        steps: Steps of the scheduler, at most the timesteps of the training.
+        scheduler: A short name, as sampling/sample.py has them.
+        batch_size: Images at once.
+        device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
+    """
+
+    model: str
+    output_dir: str
+    num_images: int = 64
+    seed: int = 0
+    steps: int = 50
+    scheduler: str = "ddim"
+    batch_size: int = 32
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_images < 2:
+            raise ValueError(f"num_images={self.num_images} must be at least 2 to be a set")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be 0 or greater")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What came of one replacement.
+
+    Attributes:
+        difference: Root mean square difference from the images of the same noise with attention as
+            it is, mean over the images, of the range from black to white.
+        distance: `energy_distance` to images of other noise with attention as it is.
+    """
+
+    layers: list[str]
+    replacement: str
+    difference: float
+    distance: float
+
+
+def main() -> None:
+    settings = parse(Settings)
+    need_matplotlib()
+    pipeline = Pipeline.from_pretrained(settings.model)
+    layers = list(attention_layers(pipeline.unet))
+    pipeline.to(device_named(settings.device))
+    pipeline.set_progress_bar_config(desc="sampling", unit="step", leave=False)
+    count = settings.num_images
+    # In the batches of the other rows, whose sums have the same order of adding up.
+    images, others = (_sample(pipeline, settings, range(i, i + count)) for i in (0, count))
+    folder = made_folder(Path(settings.output_dir))
+
+    rows = [Row([], "none", 0.0, energy_distance(images, others))]
+    pictures = [images]
+    groups = [[layer] for layer in layers] + ([layers] if len(layers) > 1 else [])
+    for group in groups:
+        for replacement in REPLACEMENTS:
+            radius = 1 if replacement == "local" else None
+            with ablate_attention(pipeline.unet, replacement, group, radius):
+                made = _sample(pipeline, settings, range(count))
+            pictures.append(made)
+            change = ((made - images) ** 2).mean((1, 2, 3)).sqrt().mean().item() / 2
+            rows.append(Row(group, replacement, change, energy_distance(made, others)))
+    _write(folder, settings, rows, chance(torch.cat([images, others])), pictures)
+    print(f"{len(rows) - 1} replacements: {folder / 'ablation.md'}, ablation.json, ablation.png")
+
+
+def energy_distance(one: Tensor, other: Tensor) -> float:
+    """2 E‖x - y‖ - E‖x - x'‖ - E‖y - y'‖ of two sets of images (Székely & Rizzo 2013, eq. 1).
+
+    Norms are root mean squares over the pixels, of the range from black to white. The estimate is
+    unbiased: 0 on average, and as often below, for two sets of one distribution.
+
+    Args:
+        one, other: (N, C, H, W) and (M, C, H, W), in [-1, 1], of at least 2 images.
+    """
+    x, y = (images.flatten(1).double() for images in (one, other))
+
+    def between(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cdist(a, b) / (2 * a.shape[1] ** 0.5)
+
+    within = [between(a, a).sum() / (len(a) * (len(a) - 1)) for a in (x, y)]
+    return float(2 * between(x, y).mean() - sum(within))
+
+
+def chance(images: Tensor) -> float:
+    """The `energy_distance` that 1 in 20 random halvings of these images exceeds."""
+    random = torch.Generator().manual_seed(0)
+    distances = []
+    for _ in range(SPLITS):
+        order = torch.randperm(len(images), generator=random)
+        half = len(images) // 2
+        distances.append(energy_distance(images[order[:half]], images[order[half:]]))
+    return float(torch.tensor(distances).quantile(0.95))
+
+
+def _sample(pipeline: Pipeline, settings: Settings, indices: Sequence[int]) -> Tensor:
+    made = pipeline(
+        indices=indices,
+        steps=settings.steps,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        scheduler=settings.scheduler,
+        output_type="pt",
+    ).images
+    return torch.as_tensor(made) * 2 - 1
+
+
+def _write(
+    folder: Path, settings: Settings, rows: list[Row], by_chance: float, pictures: list[Tensor]
+) -> None:
+    from sampling.ablation_figure import draw_ablation
+    from sampling.panels import save
+
+    told = f"{settings.num_images} images, {settings.scheduler}, seed {settings.seed}"
+    lines = [
+        "| replaced | by | difference | distance |",
+        "|---|---|---|---|",
+        *(
+            f"| {_called(row)} | {row.replacement} | {row.difference:.1%} | {row.distance:.2%} |"
+            for row in rows
+        ),
+        "",
+        f"{told}, {settings.steps} steps. Difference: root mean square, from the image of the same "
+        "noise, of the range from black to white. Distance: energy distance on pixels, in the same "
+        "unit, to as many images of other noise made with attention as it is; two such sets are "
+        f"further apart than {by_chance:.2%} once in 20 times.",
+    ]
+    record = {
+        "settings": dataclasses.asdict(settings),
+        "exceeded_once_in_20": by_chance,
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    for name, text in (
+        ("ablation.md", "\n".join(lines)),
+        ("ablation.json", json.dumps(record, indent=1)),
+    ):
+        partial = folder / f"{name}.partial"
+        partial.write_text(text + "\n")
+        partial.rename(folder / name)
+    names = [f"{_called(row)}\n{row.replacement}" for row in rows]
+    title = f"Attention replaced while sampling, the same noise in each column\n{told}"
+    save(draw_ablation(names, pictures, title), folder / "ablation.png")
+
+
+def _called(row: Row) -> str:
+    if not row.layers:
+        return "nothing"
+    return row.layers[0] if len(row.layers) == 1 else "all layers"
+
+
+if __name__ == "__main__":
+    run_program(main)
