@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ddpm_sa import Pipeline
-from ddpm_sa.sampler import SCHEDULERS
+from ddpm_sa.solvers import SCHEDULERS
 from sampling.explore import Explorer
 from sampling.page_actions import FIRST, REPLACEMENTS, SECOND, VIEWS, Actions, told
 
