@@ -280,7 +280,7 @@ class Pipeline(DiffusionPipeline):
         return torch.tensor(class_labels)
 
     def save_pretrained(  # type: ignore[override]
-        self, folder: str | os.PathLike, grid: Image.Image | None = None
+        self, folder: str | os.PathLike, grid: Image.Image | None = None, about: str = ""
     ) -> None:
         """Write a model folder that diffusers' DDPMPipeline opens without this package.
 
@@ -289,6 +289,7 @@ class Pipeline(DiffusionPipeline):
         Args:
             folder: Where; parents are made.
             grid: A picture of samples for the model card.
+            about: What else the card says, in Markdown, such as how the model was trained.
 
         Raises:
             ValueError: If the folder holds anything that is no part of a model.
@@ -309,7 +310,8 @@ class Pipeline(DiffusionPipeline):
                 sum(parameter.numel() for parameter in self.unet.parameters()),
                 grid and GRID_NAME,
             )
-            (temporary / "README.md").write_text(card)
+            whole = f"{card}\n{about}" if about else card
+            (temporary / "README.md").write_text(whole, encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, folder_or_repo: str | os.PathLike) -> "Pipeline":  # type: ignore[override]

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.draws import Draws, Layout, seed_dropout
+from training.draws import Draws, Layout, seed_dropout, validation_draw
 
 
 def make_draws(**changes) -> Draws:
@@ -113,3 +113,32 @@ def test_dropout_is_drawn_anew_by_step_and_process_and_repeats():
     assert mask(1, 0).equal(mask(1, 0))
     assert not mask(1, 0).equal(mask(2, 0))
     assert not mask(1, 0).equal(mask(1, 1))
+
+
+def test_validation_draws_are_the_same_for_every_count_of_them():
+    few, many = (validation_draw(3, 7, count, 1000) for count in (10, 50))
+    assert many[slice(0, 10)].t.tolist() == few.t.tolist()
+    assert many[slice(0, 10)].indices.tolist() == few.indices.tolist()
+    assert many[np.array([4, 9])].noise((1, 2, 2)).equal(few.noise((1, 2, 2))[[4, 9]])
+    assert not few.flips.any()
+    assert not few.drops.any()
+
+
+def test_validation_takes_every_image_before_any_again():
+    draw = validation_draw(0, 7, 21, 1000)
+    for first in (0, 7, 14):
+        assert sorted(draw.indices[first : first + 7]) == list(range(7))
+
+
+def test_any_stretch_of_validation_covers_the_timesteps_evenly():
+    t = validation_draw(0, 100, 1000, 1000).t
+    for first in range(0, 1000, 100):
+        counts = np.bincount(t[first : first + 100] // 100, minlength=10)
+        # The golden section leaves gaps of two sizes at most, within a factor of 2.7.
+        assert counts.min() >= 8
+        assert counts.max() <= 12
+
+
+def test_validation_noise_is_no_training_noise():
+    training, validation = make_draws()(0), validation_draw(3, 50, 12, 1000)
+    assert not training.noise((1, 4, 4)).equal(validation.noise((1, 4, 4)))

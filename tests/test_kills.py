@@ -58,6 +58,7 @@ def check_kills(pictures, folder, processes, kills, least_cut_short):
     steps = 20 + 5 * kills
     changes = {"steps": steps, "save_every": 3, "sample_every": 7, "log_every": 4, "resume": "auto"}
     straight, run = folder / "straight", folder / "run"
+    changes |= {"data__validation": 0.25, "validate_every": 5, "num_validation": 4}
     for path in (straight, run):
         argv = arguments(pictures, path, **changes, model__dropout=0.1)
         if path == run:

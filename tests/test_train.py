@@ -50,6 +50,15 @@ SAVED = {
 }
 
 
+# A run with dropout, and three of twelve images held out.
+WATCHED = {
+    "model__dropout": 0.1,
+    "data__validation": 0.25,
+    "validate_every": 2,
+    "num_validation": 5,
+}
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     return picture_folder(tmp_path_factory.mktemp("pictures"))
@@ -66,7 +75,7 @@ def straight(pictures, tmp_path_factory):
             save_every=1,
             keep_checkpoints=9,
             sample_every=3,
-            model__dropout=0.1,
+            **WATCHED,
             ema__keep_raw="true",
         )
     )
@@ -104,8 +113,11 @@ def assert_same_gradient(one, other):
 
 
 def test_run_leaves_what_it_promises(straight, pictures):
-    assert [row["step"] for row in metrics(straight)] == [2, 4, 6]
-    assert [row["lr"] for row in metrics(straight)] == pytest.approx([5e-4, 1e-3, 1e-3])
+    trained = [row for row in metrics(straight) if "loss" in row]
+    assert [row["step"] for row in trained] == [2, 4, 6]
+    assert [row["lr"] for row in trained] == pytest.approx([5e-4, 1e-3, 1e-3])
+    validated = [row for row in metrics(straight) if "validation_loss" in row]
+    assert [row["step"] for row in validated] == [2, 4, 6]
     samples = sorted(path.name for path in (straight / "samples").iterdir())
     assert samples == ["step-00000003.png", "step-00000006.png"]
     config = yaml.safe_load((straight / "config.yaml").read_text())
@@ -149,6 +161,24 @@ def test_raw_weights_are_kept_only_when_asked_for(pictures, tmp_path):
     assert [path.name for path in run.glob("model*")] == ["model"]
 
 
+def test_model_card_says_how_it_was_trained(straight, pictures):
+    for folder, weights in (("model", "average of decay 0.9 |"), ("model-raw", "not averaged |")):
+        card = (straight / folder / "README.md").read_text()
+        assert f"9 from {pictures}" in card
+        assert "6 of 8 images" in card
+        assert weights in card
+        last = [row for row in metrics(straight) if "validation_loss" in row][-1]
+        assert f"{last['validation_loss']:.5f} at step 6" in card
+        settings = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
+        assert settings == yaml.safe_load((straight / "config.yaml").read_text())
+
+
+def test_losses_are_drawn(straight):
+    with Image.open(straight / "losses.png") as picture:
+        picture.load()
+        assert picture.width > picture.height > 300
+
+
 def test_recorded_configuration_repeats_the_run(straight, tmp_path):
     config = straight / "config.yaml"
     run_here(["--config", str(config), "--output_dir", str(tmp_path / "again")])
@@ -163,9 +193,9 @@ def test_stopped_and_resumed_is_bit_for_bit_the_run_that_was_not(
     straight, pictures, tmp_path, stop
 ):
     run = tmp_path / "run"
-    argv = arguments(pictures, run, model__dropout=0.1, sample_every=3)
+    argv = arguments(pictures, run, sample_every=3, **WATCHED)
     run_here([*argv, "--steps", str(stop)])
-    assert metrics(run)[-1]["step"] == stop
+    assert {row["step"] for row in metrics(run)[-2:]} == {stop}
     run_here([*argv, "--resume", "auto"])
     assert_same_run(straight, run, 6)
 
@@ -343,7 +373,7 @@ def test_existing_run_needs_resume(straight, pictures):
 
 def test_resume_under_other_settings_is_refused_before_anything_changes(straight, pictures):
     before = (straight / "config.yaml").read_text()
-    changes = {"resume": "auto", "model__dropout": 0.1, "optim__lr": 0.5}
+    changes = WATCHED | {"resume": "auto", "optim__lr": 0.5}
     with pytest.raises(ValueError, match=r"optim\.lr was 0\.001 and is now 0\.5"):
         run_here(arguments(pictures, straight, **changes))
     assert (straight / "config.yaml").read_text() == before
@@ -353,9 +383,9 @@ def test_resume_under_other_settings_is_said_where_asked_for(straight, pictures,
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     changes = {"resume": "auto", "steps": 7, "optim__lr": 0.5, "override": "true"}
-    run_here(arguments(pictures, run, **changes, model__dropout=0.1))
+    run_here(arguments(pictures, run, **(WATCHED | changes)))
     assert "override    optim.lr was 0.001 and is now 0.5" in capsys.readouterr().out
-    assert metrics(run)[-1]["lr"] == 0.5
+    assert [row["lr"] for row in metrics(run) if "lr" in row][-1] == 0.5
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["optim"]["lr"], config["override"]) == (0.5, False)
 
@@ -373,7 +403,7 @@ def test_going_back_sets_later_checkpoints_aside(straight, pictures, tmp_path, c
     shutil.copytree(straight, run)
     point = run / "checkpoints" / "step-00000002"
     # The time limit is over at once: one step more than the point.
-    changes = {"resume": point, "time_limit": 0, "model__dropout": 0.1, "keep_checkpoints": 9}
+    changes = WATCHED | {"resume": point, "time_limit": 0, "keep_checkpoints": 9}
     run_here(arguments(pictures, run, **changes))
     left = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert left == [
@@ -387,7 +417,7 @@ def test_restart_by_torchrun_goes_on_with_its_own_run_alone(
     straight, pictures, tmp_path, monkeypatch, capsys
 ):
     run = tmp_path / "run"
-    argv = arguments(pictures, run, model__dropout=0.1, sample_every=3)
+    argv = arguments(pictures, run, **WATCHED, sample_every=3)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
     run_here([*argv, "--steps", "3"])
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -401,13 +431,13 @@ def test_restart_by_torchrun_goes_on_with_its_own_run_alone(
 def test_sample_grids_do_not_disturb_the_training(straight, pictures, tmp_path):
     for every in (0, 1):
         run = tmp_path / str(every)
-        run_here(arguments(pictures, run, model__dropout=0.1, sample_every=every))
+        run_here(arguments(pictures, run, **WATCHED, sample_every=every))
         assert_same_run(straight, run, 6)
 
 
 def test_run_stopped_twice_leaves_the_samples_of_one_that_was_not(straight, pictures, tmp_path):
     run = tmp_path / "run"
-    argv = arguments(pictures, run, model__dropout=0.1, sample_every=3, resume="auto")
+    argv = arguments(pictures, run, **WATCHED, sample_every=3, resume="auto")
     for _ in range(2):
         run_here([*argv, "--time_limit", "0"])  # over at once: one step is done
     assert not (run / "samples").exists()
@@ -420,14 +450,14 @@ def test_run_stopped_twice_leaves_the_samples_of_one_that_was_not(straight, pict
 
 
 def test_resume_past_the_last_step_is_refused(straight, pictures):
-    changes = {"resume": "auto", "model__dropout": 0.1, "steps": 5}
+    changes = WATCHED | {"resume": "auto", "steps": 5}
     with pytest.raises(ValueError, match=r"steps=5, but .*step-00000006 has 6 behind it"):
         run_here(arguments(pictures, straight, **changes))
 
 
 def test_finished_run_resumed_says_so_and_changes_nothing(straight, pictures, capsys):
     before = (straight / "metrics.jsonl").read_text()
-    changes = {"save_every": 1, "keep_checkpoints": 9, "resume": "auto", "model__dropout": 0.1}
+    changes = WATCHED | {"save_every": 1, "keep_checkpoints": 9, "resume": "auto"}
     run_here(arguments(pictures, straight, **changes))
     assert "6 steps done" in capsys.readouterr().out
     assert (straight / "metrics.jsonl").read_text() == before

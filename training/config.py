@@ -249,10 +249,15 @@ class TrainConfig:
     """Updates between checkpoints."""
     sample_every: int = 5000
     """Updates between sample grids; 0: none."""
+    validate_every: int = 5000
+    """Updates between losses on the images that data.validation holds out; 0: none."""
     log_every: int = 100
     """Updates that one line of metrics.jsonl averages."""
     num_samples: int = 16
     """Images of a sample grid."""
+    num_validation: int = 1000
+    """Losses that a validation averages, of the held-out images in turn, each with a timestep and
+    noise of its own that are the same every time."""
     sample_steps: int = 25
     """DDIM steps of a sample grid."""
     resume: str = "never"
@@ -282,6 +287,7 @@ class TrainConfig:
             "save_every": self.save_every,
             "log_every": self.log_every,
             "num_samples": self.num_samples,
+            "num_validation": self.num_validation,
             "sample_steps": self.sample_steps,
             "keep_checkpoints": self.keep_checkpoints,
         }
@@ -294,7 +300,8 @@ class TrainConfig:
             "or null: only what is saved can be kept",
         )
         _require(self.seed >= 0, f"seed={self.seed} must be 0 or more")
-        _require(self.sample_every >= 0, f"sample_every={self.sample_every} must be 0 or more")
+        for name in ("sample_every", "validate_every"):
+            _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
         _require(
             self.micro_batch_size is None or self.micro_batch_size >= 1,
             f"micro_batch_size={self.micro_batch_size} must be 1 or more",

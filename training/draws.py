@@ -69,6 +69,7 @@ class Draw:
         flips: Whether it is mirrored, (B,) bool.
         t: Its timestep, (B,) int64.
         drops: Whether its label is withheld, (B,) bool.
+        purpose: What its noise is for; purposes share none.
     """
 
     seed: int
@@ -78,17 +79,16 @@ class Draw:
     flips: np.ndarray
     t: np.ndarray
     drops: np.ndarray
+    purpose: str = "training noise"
 
-    def __getitem__(self, span: slice) -> "Draw":
+    def __getitem__(self, span: slice | np.ndarray) -> "Draw":
         """The same numbers, of these positions alone."""
         parts = (self.positions, self.indices, self.flips, self.t, self.drops)
-        return Draw(self.seed, self.step, *(part[span] for part in parts))
+        return Draw(self.seed, self.step, *(part[span] for part in parts), purpose=self.purpose)
 
     def noise(self, shape: Sequence[int]) -> Tensor:
         """Standard normal noise of these positions, (B, *shape), float32, on the CPU."""
-        return standard_normal(
-            shape, self.seed, "training noise", self.positions.tolist(), self.step
-        )
+        return standard_normal(shape, self.seed, self.purpose, self.positions.tolist(), self.step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +150,28 @@ class Draws:
 
     def _below(self, purpose: str, step: int, probability: float) -> np.ndarray:
         return stream(self.seed, purpose, step).random(self.batch_size) < probability
+
+
+def validation_draw(seed: int, num_images: int, count: int, num_timesteps: int) -> Draw:
+    """The same numbers at every validation: number i has its own image, timestep and noise.
+
+    The images are gone through in an order of their own, and again if `count` is larger. The
+    timesteps step through [0, T) by the golden section, which spreads any stretch of them evenly.
+    """
+    positions = np.arange(count)
+    order = stream(seed, "validation images").permutation(num_images)
+    parts = (stream(seed, "validation timesteps").random() + positions * (5**0.5 - 1) / 2) % 1
+    never = np.zeros(count, dtype=bool)
+    return Draw(
+        seed=seed,
+        step=0,
+        positions=positions,
+        indices=order[positions % num_images],
+        flips=never,
+        t=(parts * num_timesteps).astype(np.int64),
+        drops=never,
+        purpose="validation noise",
+    )
 
 
 @lru_cache(maxsize=2)

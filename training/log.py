@@ -12,7 +12,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ddpm_sa.images import from_pil
+from training.buckets import Buckets
 from training.config import TrainConfig
+from training.figure import losses_figure
 from training.files import written_aside
 from training.launch import by_process_0
 from training.loop import Progress
@@ -35,6 +37,7 @@ class RunLog:
         self.path = Path(config.output_dir) / "metrics.jsonl"
         self.losses: list[float] = list(state.get("losses", []))
         self.grad_norms: list[float] = list(state.get("grad_norms", []))
+        self.buckets = Buckets(config.schedule.num_timesteps, state.get("buckets"))
         self.unrecorded = int(state.get("unrecorded", 0))
         self.skipped = int(state.get("skipped", 0))
         self.seconds = float(state.get("seconds", 0.0))
@@ -68,6 +71,7 @@ class RunLog:
         return {
             "losses": self.losses,
             "grad_norms": self.grad_norms,
+            "buckets": self.buckets.state(),
             "unrecorded": self.unrecorded,
             "skipped": self.skipped,
             "seconds": self.seconds,
@@ -80,6 +84,7 @@ class RunLog:
         if progress.skipped is None:
             self.losses.append(progress.loss)
             self.grad_norms.append(progress.grad_norm)
+            self.buckets.add(progress.t, progress.losses)
         else:
             self.skipped += 1
             self.bar.write(f"{progress.skipped}; this update is left out", file=sys.stderr)
@@ -97,6 +102,7 @@ class RunLog:
                 "loss": finite_mean(self.losses),
                 "lr": progress.lr,
                 "grad_norm": finite_mean(self.grad_norms),
+                "loss_by_timestep": self.buckets.means(),
                 "skipped": self.skipped,
                 "images_per_second": round(rate, 2),
                 "seconds": round(self.seconds, 3),
@@ -105,6 +111,19 @@ class RunLog:
         self.durations = []
         if whole:  # else the run may go on later, to a record of the whole interval
             self.losses, self.grad_norms, self.unrecorded = [], [], 0
+            self.buckets = Buckets(self.config.schedule.num_timesteps)
+
+    def validation(self, t: np.ndarray, losses: np.ndarray) -> None:
+        """Keep the losses of held-out images at their timesteps: a record of its own."""
+        buckets = Buckets(self.config.schedule.num_timesteps)
+        buckets.add(t, losses)
+        self._record(
+            {
+                "step": self.step,
+                "validation_loss": finite_mean(losses.tolist()),
+                "validation_loss_by_timestep": buckets.means(),
+            }
+        )
 
     def samples(self, grid: Image.Image) -> None:
         """Keep a grid of samples: samples/step-00001000.png, and the trackers'."""
@@ -122,6 +141,20 @@ class RunLog:
 
         by_process_0(write, f"{path} could not be written")
 
+    def figure(self) -> None:
+        """Draw the losses: losses.png."""
+        picture = self.path.with_name("losses.png")
+
+        def write() -> None:
+            figure = losses_figure(self.path, self.buckets.names)
+            if isinstance(figure, str):
+                self.bar.write(f"no {picture.name}: {figure}", file=sys.stderr)
+                return
+            with written_aside(picture) as aside:
+                figure.savefig(aside, dpi=100)
+
+        by_process_0(write, f"{picture} could not be written")
+
     def farewell(self, reason: str | None) -> str:
         """Where the run stands, and how to go on if it was stopped."""
         config = self.config
@@ -133,12 +166,16 @@ class RunLog:
             f"{reason or 'another process'}: {config.output_dir}/model; go on with --resume auto"
         )
 
-    def _record(self, row: dict[str, float | None]) -> None:
-        curves = {
-            name: value
-            for name, value in row.items()
-            if value is not None and name not in ("step", "seconds")
-        }
+    def _record(self, row: dict[str, Any]) -> None:
+        curves: dict[str, float] = {}
+        for name, value in row.items():
+            parts = {name: value}
+            if name.endswith("_by_timestep"):
+                names = [f"{name}/{bucket}" for bucket in self.buckets.names]
+                parts = dict(zip(names, value, strict=True))
+            curves |= {part: one for part, one in parts.items() if one is not None}
+        del curves["step"]
+        curves.pop("seconds", None)
 
         def write() -> None:
             with self.path.open("a", encoding="utf-8") as file:
@@ -148,9 +185,15 @@ class RunLog:
         by_process_0(write, f"{self.path} or the {self.config.tracker} log could not be written")
 
     def _open(self) -> None:
-        # A run that was to end between two records has left one that stands for less than the rest.
-        goes_on = self.unrecorded > 0 and self.step < self.config.steps
-        cut_records(self.path, self.step, partial=goes_on)
+        # A run that was to end here has left records that one which goes on does not make: of less
+        # than a whole interval, and a validation out of turn.
+        untimely: set[str] = set()
+        if self.step < self.config.steps:
+            if self.unrecorded:
+                untimely.add("loss")
+            if self.step % (self.config.validate_every or self.step + 1):
+                untimely.add("validation_loss")
+        cut_records(self.path, self.step, untimely)
         if self.config.tracker != "none":
             self.accelerator.init_trackers("logs")
 
@@ -164,15 +207,20 @@ def finite_mean(values: list[float]) -> float | None:
     return float(np.mean(finite)) if finite else None
 
 
-def cut_records(path: Path, step: int, partial: bool) -> None:
+def cut_records(path: Path, step: int, untimely: set[str]) -> None:
     """Remove the records after `step`, which the run is about to make again.
 
-    That of `step` itself goes too if it was the last, partial one of a run that goes on now.
+    Those of `step` itself that have one of the untimely names go too.
     """
-    last = step - 1 if partial else step
-    if path.exists():
-        rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+
+    def stays(line: str) -> bool:
         # A line that a killed process left half-written is later than any checkpoint.
-        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= last]
+        if not line.endswith("\n"):
+            return False
+        row = json.loads(line)
+        return row["step"] < step or (row["step"] == step and not untimely & row.keys())
+
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         with written_aside(path) as aside:
-            aside.write_text("".join(kept), encoding="utf-8")
+            aside.write_text("".join(filter(stays, lines)), encoding="utf-8")

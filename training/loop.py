@@ -7,14 +7,16 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from training.config import OptimConfig
-from training.data import Images
+from training.config import OptimConfig, TrainConfig
+from training.data import Images, prefetched
 from training.draws import Draw, Draws, Layout, seed_dropout
 from training.network import memory_format
 
@@ -63,6 +65,7 @@ class Progress:
     Attributes:
         step: Updates done since the run's start, this one included.
         loss: Mean over the global batch.
+        losses, t: Each image's, in the batch's order, (B,), and its timestep.
         lr: Learning rate that this update used.
         grad_norm: Norm of the batch's gradient before clipping.
         seconds: Time it took, waiting for data included, the caller's own work not.
@@ -72,6 +75,8 @@ class Progress:
 
     step: int
     loss: float
+    losses: np.ndarray
+    t: np.ndarray
     lr: float
     grad_norm: float
     seconds: float
@@ -79,10 +84,29 @@ class Progress:
     skipped: str | None = None
 
 
+def micro_batch(images: Images, draw: Draw) -> MicroBatch:
+    """The images of a draw, with its noise and labels."""
+    x_0 = images.tensors(draw.indices, draw.flips)
+    labels = None
+    if images.labels is not None and images.classes is not None:
+        # The class after the last stands for "no label".
+        labels = torch.from_numpy(images.labels[draw.indices])
+        labels = labels.masked_fill(torch.from_numpy(draw.drops), len(images.classes))
+    return MicroBatch(x_0, draw.noise(x_0.shape[1:]), torch.from_numpy(draw.t), labels)
+
+
+def make_batches(
+    config: TrainConfig, images: Images, layout: Layout, start: int
+) -> Iterator[Batch]:
+    """This process's share of every update from `start` on, each made while the last is used."""
+    make = partial(make_batch, images, Draws.of(config, images.length), layout)
+    return prefetched(make, range(start, config.steps))
+
+
 def make_batch(images: Images, draws: Draws, layout: Layout, step: int) -> Batch:
     """This process's share of update number `step`, counted from 0."""
     draw = draws(step)
-    return Batch(draw, [_micro_batch(images, draw[span]) for span in layout.spans()])
+    return Batch(draw, [micro_batch(images, draw[span]) for span in layout.spans()])
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
@@ -153,18 +177,18 @@ def train_steps(
         optimizer.zero_grad()
 
         seconds = time.perf_counter() - began
-        yield Progress(step + 1, all_losses.mean().item(), lr, norm, seconds, stop, fault)
+        yield Progress(
+            step + 1,
+            all_losses.mean().item(),
+            all_losses.numpy(),
+            batch.draw.t,
+            lr,
+            norm,
+            seconds,
+            stop,
+            fault,
+        )
         began = time.perf_counter()
-
-
-def _micro_batch(images: Images, draw: Draw) -> MicroBatch:
-    x_0 = images.tensors(draw.indices, draw.flips)
-    labels = None
-    if images.labels is not None and images.classes is not None:
-        # The class after the last stands for "no label".
-        labels = torch.from_numpy(images.labels[draw.indices])
-        labels = labels.masked_fill(torch.from_numpy(draw.drops), len(images.classes))
-    return MicroBatch(x_0, draw.noise(x_0.shape[1:]), torch.from_numpy(draw.t), labels)
 
 
 def _agree(

@@ -1,6 +1,7 @@
 """What a run minimises, with what, under which schedule: diffusers' and torch's objects for it."""
 
 import torch
+from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
@@ -9,9 +10,11 @@ from ddpm_sa.objective import denoising_loss, timestep_weights
 from ddpm_sa.prediction import prediction
 from ddpm_sa.presets import preset
 from ddpm_sa.schedule import NoiseSchedule
+from ddpm_sa.unet import UNet
 from training.config import ObjectiveConfig, OptimConfig, TrainConfig
 from training.loop import Loss, MicroBatch
 from training.muon import Muon
+from training.network import memory_format
 
 # DDPMScheduler's names of the schedules.
 BETA_SCHEDULE = {"linear": "linear", "cosine": "squaredcos_cap_v2", "quadratic": "scaled_linear"}
@@ -85,3 +88,13 @@ def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optim
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def prepare(
+    accelerator: Accelerator, network: UNet, config: TrainConfig
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The network as the loop trains it, on its device and over all processes; its optimiser."""
+    network.to(memory_format=memory_format(accelerator.device))  # pyright: ignore[reportCallIssue]
+    if config.compile:
+        network.compile(dynamic=False)
+    return accelerator.prepare(network, make_optimizer(network, config.optim))

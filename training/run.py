@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ddpm_sa.pipeline import Pipeline
 from ddpm_sa.unet import UNet
+from training.card import about_training, weights_of
 from training.config import TrainConfig
 from training.data import Images
 from training.ema import EMA
+from training.figure import read_records
 from training.launch import by_process_0, environment
 from training.resume import record_launch, set_aside_later, what_counts
 from training.settings import save_config
@@ -127,12 +129,17 @@ class RunFolder:
         """
 
         def write() -> None:
-            pipeline.save_pretrained(self.path / "model", grid)
+            self._write_model(pipeline, "model", grid)
             for name, weights in self.trainee.further_weights(self.config.ema.keep_raw).items():
                 network = network_with(pipeline.unet, weights)
                 other = Pipeline(network, pipeline.scheduler, pipeline.image_format)
-                other.save_pretrained(self.path / f"model-{name}")
+                self._write_model(other, f"model-{name}")
 
         by_process_0(
             write, f"{self.path}/model could not be written, but the last checkpoint is whole"
         )
+
+    def _write_model(self, pipeline: Pipeline, name: str, grid: Image.Image | None = None) -> None:
+        weights, rows = weights_of(name, self.config), read_records(self.path / "metrics.jsonl")
+        about = about_training(self.config, weights, self.counts["images"], rows)
+        pipeline.save_pretrained(self.path / name, grid, about)

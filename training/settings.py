@@ -20,6 +20,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "sample_every",
         "log_every",
         "num_samples",
+        "validate_every",
+        "num_validation",
         "sample_steps",
         "resume",
         "override",

@@ -12,14 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm_sa.cli import parse, run_program
 from training.config import TrainConfig
-from training.data import open_images, prefetched
-from training.draws import Draws
+from training.data import open_images
 from training.ema import Averages
 from training.launch import leave, make_accelerator, make_layout, settle
 from training.log import RunLog
-from training.loop import learning_rate, make_batch, train_steps
-from training.network import build_network, memory_format, sides
-from training.recipe import fine_tuning_notes, make_loss, make_optimizer, make_scheduler
+from training.loop import learning_rate, make_batches, train_steps
+from training.network import build_network, sides
+from training.recipe import fine_tuning_notes, make_loss, make_scheduler, prepare
 from training.report import report
 from training.resume import find_checkpoint
 from training.run import RunFolder, averaged_pipeline
@@ -45,23 +44,20 @@ def train(config: TrainConfig) -> None:
     images = images.padded_to(*sides(network.config["sample_size"]))
     scheduler = make_scheduler(config)
     checkpoint, notes = find_checkpoint(config, images)
-    notes += fine_tuning_notes(config)
 
     accelerator = make_accelerator(config, layout)
-    network.to(memory_format=memory_format(accelerator.device))  # pyright: ignore[reportCallIssue]
-    if config.compile:
-        network.compile(dynamic=False)
-    prepared, optimizer = accelerator.prepare(network, make_optimizer(network, config.optim))
+    prepared, optimizer = prepare(accelerator, network, config)
     averages = Averages(network, config.ema)
     pipeline = averaged_pipeline(network, averages.main, scheduler, images)
     run = RunFolder(accelerator, config, images, Trainee(network, averages, optimizer))
     start, log_state = run.restore(checkpoint)
-    accelerator.print(*notes, report(config, layout, images, network, start), sep="\n")
+    notes += [*fine_tuning_notes(config), report(config, layout, images, network, start)]
+    accelerator.print(*notes, sep="\n")
 
-    draws = Draws.of(config, images.length)
-    batches = prefetched(partial(make_batch, images, draws, layout), range(start, config.steps))
+    loss = make_loss(scheduler, config.objective)
+    batches = make_batches(config, images, layout, start)
     log, stop = RunLog(accelerator, config, log_state, start), StopRequest(config.time_limit)
-    watch, loss = Watch(accelerator, config, pipeline, log), make_loss(scheduler, config.objective)
+    watch = Watch(accelerator, config, layout, images, pipeline, loss, log)
     how = (partial(learning_rate, config.optim), config.optim.grad_clip, stop, config.on_nonfinite)
     steps = train_steps(accelerator, prepared, optimizer, loss, batches, *how)
     with log, stop:

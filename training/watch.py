@@ -3,44 +3,70 @@
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor
 
 from ddpm_sa.images import image_grid, visible
 from ddpm_sa.pipeline import Pipeline
 from ddpm_sa.sampler import Method
 from training.config import TrainConfig
+from training.data import Images
+from training.draws import Layout
 from training.log import RunLog
+from training.loop import Loss
+from training.sharing import share, together
+from training.validation import Validation
 
 
 class Watch:
-    """Sample grids of a run.
+    """Sample grids, and losses on held-out images where there are any, of the averaged weights.
 
     Image i has its own noise, so that a grid shows the same images for any number of processes.
 
     Args:
         accelerator: Shares the work.
-        config: What is looked at, and how often.
+        config, layout: What is looked at, how often, how many at once.
+        images: Those of the run, with those held out.
         pipeline: Holds the averaged weights.
+        loss_of: Loss of each image of a micro-batch.
         log: Keeps what is seen.
     """
 
     def __init__(
-        self, accelerator: Accelerator, config: TrainConfig, pipeline: Pipeline, log: RunLog
+        self,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        layout: Layout,
+        images: Images,
+        pipeline: Pipeline,
+        loss_of: Loss,
+        log: RunLog,
     ):
-        self.accelerator, self.config = accelerator, config
+        self.accelerator, self.config, self.at_once = accelerator, config, layout.micro
         self.pipeline, self.log = pipeline, log
         pipeline.set_progress_bar_config(disable=True)
+        self.validation = None
+        if images.validation is not None and config.validate_every:
+            timesteps, count = config.schedule.num_timesteps, config.num_validation
+            self.validation = Validation(
+                accelerator, images.validation, loss_of, config.seed, count, timesteps, self.at_once
+            )
         self.grid: tuple[int, Image.Image] | None = None
 
     def __call__(self, step: int) -> None:
-        """Look, if it is time to."""
-        if self.config.sample_every and step % self.config.sample_every == 0:
+        """Look, if it is time to. The losses of the last step belong to its checkpoint."""
+        config = self.config
+        if self.validation is not None and (
+            step % config.validate_every == 0 or step == config.steps
+        ):
+            losses = self.validation(self.pipeline.unet)
+            self.log.validation(self.validation.draw.t, losses)
+        if config.sample_every and step % config.sample_every == 0:
             self.grid = step, self.samples()
             self.log.samples(self.grid[1])
 
     def last(self) -> Image.Image:
         """The grid of the last step. That of a run stopped early is not one that it keeps."""
         step = self.log.step
+        self.log.figure()
         if self.grid is None or self.grid[0] != step:
             self.grid = step, self.samples()
             if step == self.config.steps:
@@ -53,26 +79,14 @@ class Watch:
         classes = self.pipeline.image_format.labels
         labels = None if classes is None else [i % len(classes) for i in range(number)]
         images = torch.zeros(number, *self.pipeline.image_format.shape, device=here.device)
-        mine = share(number, here)
+        mine = share(number, here).tolist()
         if mine:
             for batch in self.pipeline.batches(
                 mine,
                 Method(steps=self.config.sample_steps),
                 seed=self.config.seed,
-                batch_size=len(mine),
+                batch_size=self.at_once,
                 class_labels=None if labels is None else [labels[i] for i in mine],
             ):
                 images[batch.indices] = batch.images.to(here.device)
         return image_grid(visible(together(images, here)))
-
-
-def share(number: int, accelerator: Accelerator) -> list[int]:
-    """Which of `number` things this process takes; no two processes differ by more than one."""
-    return list(range(accelerator.process_index, number, accelerator.num_processes))
-
-
-def together(parts: Tensor, accelerator: Accelerator) -> Tensor:
-    """What the processes have filled in, each a row that is 0 in all others: exactly their sum."""
-    whole = accelerator.reduce(parts, "sum")
-    assert isinstance(whole, Tensor)
-    return whole.cpu()
