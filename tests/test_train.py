@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from tests.runs import (
     same_bits,
     torchrun,
 )
+from training.loop import make_batch
 
 STEMS = ("weights", "ema", "ema-0.5", "optimizer")
 NETWORK = {
@@ -426,6 +428,38 @@ def test_restart_by_torchrun_goes_on_with_its_own_run_alone(
     run_here(argv)
     assert "restarted by torchrun" in capsys.readouterr().out
     assert_same_run(straight, run, 6)
+
+
+def spoilt_batch(images, draws, layout, step):
+    """The batch of a step; an image of the second and of the fourth is not finite."""
+    batch = make_batch(images, draws, layout, step)
+    if step in (1, 3):
+        batch.micro_batches[-1].x_0[-1, 0, 0, 0] = float("inf")
+    return batch
+
+
+def test_updates_that_are_not_finite_are_left_out_and_counted(
+    pictures, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("training.train.make_batch", spoilt_batch)
+    run, stopped = tmp_path / "run", tmp_path / "stopped"
+    changes = {"save_every": 1, "keep_checkpoints": 9, "log_every": 1, "optim__warmup_steps": 0}
+    with pytest.raises(ValueError, match=r"loss of step 2 is not finite \(timesteps \d+\).*skip"):
+        run_here(arguments(pictures, run, **changes))
+    argv = arguments(pictures, run, **changes, on_nonfinite="skip", resume="auto")
+    run_here(argv)
+    assert "6 steps done (2 updates left out: not finite)" in capsys.readouterr().out
+    assert [row["skipped"] for row in metrics(run)] == [0, 1, 1, 2, 2, 2]
+    assert [row["loss"] is None for row in metrics(run)] == [False, True, False, True, False, False]
+    for stem in STEMS:
+        states = [checkpoint(run, step, stem) for step in range(1, 7)]
+        same = [same_bits(one, other) for one, other in itertools.pairwise(states)]
+        assert same == [True, False, True, False, False], stem
+
+    argv = arguments(pictures, stopped, **changes, on_nonfinite="skip", resume="auto")
+    for limit in (0, 0, 1):
+        run_here([*argv, "--time_limit", str(limit)])
+    assert_same_run(run, stopped, 6)
 
 
 def test_sample_grids_do_not_disturb_the_training(straight, pictures, tmp_path):

@@ -25,7 +25,7 @@ def join() -> PartialState:
     Raises:
         ValueError: If they were started in a way that accelerate does not recognise.
     """
-    here = PartialState(cpu=without_accelerator())
+    here = PartialState(cpu=without_accelerator(), **_store_of_this_attempt())
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != here.num_processes:
         raise ValueError(
@@ -33,6 +33,24 @@ def join() -> PartialState:
             "torchrun --nproc_per_node or accelerate launch"
         )
     return here
+
+
+def _store_of_this_attempt() -> dict[str, Any]:
+    """Where processes that torchrun has started again find each other: what PartialState passes on.
+
+    torchrun keeps one store for all its attempts (seen with torch 2.13), in which the addresses of
+    the one that ended still lie; who reads them before they are replaced waits for what is gone.
+    The number of the attempt is the same within a node alone: for several nodes there is
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    one_node = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    if attempt == "0" or not (shared and one_node) or torch.distributed.is_initialized():
+        return {}
+    store, rank, world_size = next(torch.distributed.rendezvous("env://"))
+    own = torch.distributed.PrefixStore(f"attempt {attempt}", store)
+    return {"store": own, "rank": rank, "world_size": world_size}
 
 
 def leave() -> None:
