@@ -2,6 +2,9 @@
 
 import re
 import struct
+import subprocess
+import sys
+import zipfile
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +18,7 @@ import yaml
 from PIL import Image
 
 from ddpm_sa.images import from_tensor
-from tests.runs import ROOT
+from tests.runs import ROOT, environment
 from training.config import DataConfig
 from training.data import open_images
 
@@ -277,3 +280,52 @@ def test_every_input_gets_what_the_table_says(name, settings, got, tmp_path) -> 
         np.testing.assert_allclose(again, first, rtol=0, atol=(high - low) * 2**-23)
     else:
         np.testing.assert_array_equal(again, first)
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from training.decode import inspect, RefusedError
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+inspect(open(sys.argv[1], "rb"), 3).pixels()
+before = peak()
+for name in sys.argv[2:]:
+    try:
+        inspect(open(name, "rb"), 3).pixels()
+    except RefusedError as error:
+        assert "above the limit" in str(error), error
+    else:
+        raise AssertionError(name)
+print(peak() - before)
+"""
+
+
+def test_bombs_never_fill_memory(tmp_path) -> None:
+    """Each would be 400 MB and more, and is below the size at which Pillow itself refuses."""
+    picture(tmp_path, RGB)
+    (tmp_path / "1.png").write_bytes(png(13_000, 13_000, 8, 2, bytes(39_001 * 13_000)))
+    assert (tmp_path / "1.png").stat().st_size < 10**6
+    npz_bomb = BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (12_000, 12_000, 3)}
+    np.lib.format.write_array_header_1_0(npz_bomb, header)
+    with zipfile.ZipFile(tmp_path / "2.npz", "w") as archive:
+        archive.writestr("image.npy", npz_bomb.getvalue())
+    # A TIFF whose only strip is empty: its header alone says how large it is.
+    tifffile.imwrite(tmp_path / "3.tif", np.zeros((8, 8, 3), np.uint16), photometric="rgb")
+    with tifffile.TiffFile(tmp_path / "3.tif", mode="r+") as file:
+        for tag in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            file.pages.first.tags[tag].overwrite(12_000)
+    names = [str(tmp_path / name) for name in ("0.png", "1.png", "2.npz", "3.tif")]
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MEASURED, *names],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    assert int(told.stdout) < 32  # MiB
