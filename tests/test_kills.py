@@ -23,9 +23,12 @@ def killed_run(argv, run, processes, kills):
     for kill in range(kills):
         before = traces(run)
         with Workers(argv, processes, run.with_suffix(".log")) as workers:
-            victim = moments.choice(workers.processes)
-            wait_for(victim, run, before, "a save" if kill % 3 == 0 else "a record")
-            if kill % 3:
+            if kill % 3 == 0:
+                victim = workers.processes[0]  # which saves
+                wait_for(victim, run, before, "a save")
+            else:
+                victim = moments.choice(workers.processes)
+                wait_for(victim, run, before, "a record")
                 victim.join(moments.uniform(0, 0.3))
             victim.kill()
             victim.join()

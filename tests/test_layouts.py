@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import training.train
+import training.loop
 from ddpm_sa import UNet
 from tests.runs import arguments, checkpoint, metrics, picture_folder
 from tests.workers import Workers
@@ -24,7 +24,7 @@ NETWORK = {
 
 def keep_batches(folder, rank):
     """Let a process write down what its network is about to see."""
-    make_batch = training.train.make_batch
+    make_batch = training.loop.make_batch
 
     def kept(images, draws, layout, step):
         batch = make_batch(images, draws, layout, step)
@@ -33,7 +33,7 @@ def keep_batches(folder, rank):
             np.savez(path, t=micro.t, eps=micro.eps, x_0=micro.x_0)
         return batch
 
-    training.train.make_batch = kept
+    training.loop.make_batch = kept
 
 
 def seen(folder):

@@ -441,7 +441,7 @@ def spoilt_batch(images, draws, layout, step):
 def test_updates_that_are_not_finite_are_left_out_and_counted(
     pictures, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("training.train.make_batch", spoilt_batch)
+    monkeypatch.setattr("training.loop.make_batch", spoilt_batch)
     run, stopped = tmp_path / "run", tmp_path / "stopped"
     changes = {"save_every": 1, "keep_checkpoints": 9, "log_every": 1, "optim__warmup_steps": 0}
     with pytest.raises(ValueError, match=r"loss of step 2 is not finite \(timesteps \d+\).*skip"):
