@@ -1,40 +1,21 @@
-"""A network and its schedule: what samples, and what is kept in a folder that diffusers opens."""
+"""What users call: images of a model, in any batches, each the same whatever stands beside it."""
 
-import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, ImagePipelineOutput
+from diffusers import ImagePipelineOutput
 from einops import rearrange
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddpm_sa import images
-from ddpm_sa.guidance import Guidance
-from ddpm_sa.guides import Kind, check_together, make_guidance
-from ddpm_sa.images import ImageFormat, from_tensor, padded_size, to_pil
-from ddpm_sa.model_folder import (
-    GRID_NAME,
-    NETWORK_CONFIGS,
-    first_file,
-    load_scheduler,
-    local_folder,
-    model_card,
-    replaced,
-)
-from ddpm_sa.randomness import standard_normal
-from ddpm_sa.reuse import DeepReuse, check_interval
-from ddpm_sa.sampler import Guide, Method, Step, Walk, denoise, rehearse
+from ddpm_sa.guides import check_together
+from ddpm_sa.images import from_tensor, to_pil
+from ddpm_sa.model import Model, evaluating
+from ddpm_sa.reuse import check_interval
+from ddpm_sa.sampler import Guide, Method, Step, Walk, rehearse
 from ddpm_sa.solvers import Options
-from ddpm_sa.unet import UNet
-
-INITIAL_NOISE = "sampling: x_T"
-STEP_NOISE = "sampling: step"
 
 StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 """diffusers' callback_on_step_end; see `Pipeline.__call__`."""
@@ -47,36 +28,8 @@ class Batch(NamedTuple):
     images: Tensor
 
 
-class Pipeline(DiffusionPipeline):
-    """Sample from a U-Net, ours or diffusers' UNet2DModel.
-
-    Args:
-        unet: The network.
-        scheduler: A diffusers scheduler that describes the training: its betas, its prediction
-            type, its clipping. `scheduler=` of a call says how to sample.
-        image_format: What the images are; 8 bits, sized as the network says, if None.
-
-    Raises:
-        ValueError: If the network does not say its size or contradicts image_format, or the
-            scheduler has no betas.
-    """
-
-    unet: Any
-    scheduler: Any
-
-    def __init__(self, unet: Any, scheduler: Any, image_format: ImageFormat | None = None) -> None:
-        super().__init__()
-        if "beta_schedule" not in scheduler.config:
-            raise ValueError(
-                f"{type(scheduler).__name__} has no beta_schedule: it does not describe a DDPM"
-            )
-        self.register_modules(unet=unet, scheduler=scheduler)
-        self.image_format = image_format or _format_of(unet)
-        if self.image_format.channels != unet.config.in_channels:
-            raise ValueError(
-                f"image_format has {self.image_format.channels} channels, the network "
-                f"{unet.config.in_channels}"
-            )
+class Pipeline(Model):
+    """Sample from a U-Net, ours or diffusers' UNet2DModel; its arguments are `Model`'s."""
 
     def __call__(
         self,
@@ -170,7 +123,7 @@ class Pipeline(DiffusionPipeline):
         check_together(method.guide, method.cache_interval)
         labels = self.class_labels(indices, class_labels)
         total = rehearse(method, self.scheduler).steps * math.ceil(len(indices) / batch_size)
-        with _evaluating(self.unet), self.progress_bar(total=total) as bar:  # type: ignore[call-arg]
+        with evaluating(self.unet), self.progress_bar(total=total) as bar:  # type: ignore[call-arg]
             for start in range(0, len(indices), batch_size):
                 batch = slice(start, start + batch_size)
                 part = None if labels is None else labels[batch]
@@ -184,148 +137,6 @@ class Pipeline(DiffusionPipeline):
                 height, width = self.image_format.size
                 x = x[..., :height, :width].clamp(-1, 1)
                 yield Batch(list(indices[batch]), x.cpu())
-
-    def denoise(
-        self, indices: Sequence[int], method: Method, seed: int, labels: Tensor | None = None
-    ) -> Walk:
-        """One batch, step by step (see `ddpm_sa.sampler.denoise`), with each image's own noise.
-
-        Images whose size the network cannot halve are larger here, below and to the right.
-        """
-        shape = (self.image_format.channels, *self.padded_size)
-        noise = partial(standard_normal, shape, seed)
-        reuses = method.cache_interval > 1
-        return denoise(
-            DeepReuse(self.unet, method.cache_interval) if reuses else self.unet,
-            method.make_scheduler(self.scheduler),
-            noise(INITIAL_NOISE, indices).to(self.device),
-            partial(noise, STEP_NOISE, indices),
-            None if labels is None else labels.to(self.device),
-            self.unet.dtype,
-            predicts=self.scheduler.config.prediction_type,
-            guide=method.guide,
-        )
-
-    @property
-    def padded_size(self) -> tuple[int, int]:
-        """(height, width) of what the network sees."""
-        levels = len(self.unet.config.block_out_channels)
-        return padded_size(self.image_format.size, 2 ** (levels - 1))
-
-    def guidance(
-        self,
-        kind: Kind,
-        scale: float = 1.0,
-        *,
-        interval: tuple[float, float] | None = None,
-        rescale: float = 0.0,
-        layers: Sequence[str] | None = None,
-        sigma: float | None = None,
-        null_class: int | None = None,
-        weaker: "Pipeline | None" = None,
-    ) -> Guidance:
-        """A `guide` for this pipeline's calls; see `ddpm_sa.guides.make_guidance`.
-
-        Args:
-            null_class: The last class, if None and the network has one more than names.
-            weaker: Of "auto": the pipeline of a weaker network of the same images.
-        """
-        names, classes = self.image_format.labels, self.unet.config.num_class_embeds
-        if null_class is None and kind == "cfg" and names and classes == len(names) + 1:
-            null_class = len(names)
-        predicts = self.scheduler.config.prediction_type
-        if weaker is not None and weaker.scheduler.config.prediction_type != predicts:
-            raise ValueError(
-                f"the weaker model predicts {weaker.scheduler.config.prediction_type!r}, the model "
-                f"{predicts!r}"
-            )
-        return make_guidance(
-            kind,
-            scale,
-            self.unet,
-            predicts,
-            interval=interval,
-            rescale=rescale,
-            null_class=null_class,
-            layers=layers,
-            sigma=sigma,
-            weaker=weaker and weaker.unet.eval().to(self.device),
-        )
-
-    def class_labels(
-        self, indices: Sequence[int], class_labels: int | Sequence[int] | None
-    ) -> Tensor | None:
-        """The class of each image, (N,), int64; None if the network is unconditional.
-
-        Raises:
-            ValueError: If the network has no classes, not that many, or not every image has one.
-        """
-        num_classes = self.unet.config.num_class_embeds
-        if num_classes is None:
-            if class_labels is not None or self.unet.config.class_embed_type is not None:
-                raise ValueError("class_labels need a network with num_class_embeds; this has none")
-            return None
-        if class_labels is None:
-            # Without the class that stands for "no label", if there is one.
-            names = self.image_format.labels
-            named = num_classes if names is None else len(names)
-            class_labels = [index % named for index in indices]
-        elif isinstance(class_labels, int):
-            class_labels = [class_labels] * len(indices)
-        if len(class_labels) != len(indices):
-            raise ValueError(f"{len(class_labels)} class_labels for {len(indices)} images")
-        for label in class_labels:
-            if not 0 <= label < num_classes:
-                raise ValueError(f"class label {label} is not among 0 ... {num_classes - 1}")
-        return torch.tensor(class_labels)
-
-    def save_pretrained(  # type: ignore[override]
-        self, folder: str | os.PathLike, grid: Image.Image | None = None, about: str = ""
-    ) -> None:
-        """Write a model folder that diffusers' DDPMPipeline opens without this package.
-
-        The folder appears whole or not at all, and takes the place of a model that was there.
-
-        Args:
-            folder: Where; parents are made.
-            grid: A picture of samples for the model card.
-            about: What else the card says, in Markdown, such as how the model was trained.
-
-        Raises:
-            ValueError: If the folder holds anything that is no part of a model.
-        """
-        with replaced(Path(folder)) as temporary:
-            if getattr(self.unet.config, "attention_kind", "pixel") == "pixel":
-                unet = self.unet.to_diffusers() if isinstance(self.unet, UNet) else self.unet
-                DDPMPipeline(unet, self.scheduler).save_pretrained(temporary)
-            else:
-                super().save_pretrained(temporary)  # diffusers has no such layer
-            self.image_format.save(temporary)
-            if grid is not None:
-                grid.save(temporary / GRID_NAME)
-            card = model_card(
-                self.image_format,
-                self.unet.config,
-                self.scheduler.config,
-                sum(parameter.numel() for parameter in self.unet.parameters()),
-                grid and GRID_NAME,
-            )
-            whole = f"{card}\n{about}" if about else card
-            (temporary / "README.md").write_text(whole, encoding="utf-8")
-
-    @classmethod
-    def from_pretrained(cls, folder_or_repo: str | os.PathLike) -> "Pipeline":  # type: ignore[override]
-        """Open a model folder, or a repository of the hub: ours, or any DDPMPipeline's.
-
-        Raises:
-            ValueError: If it holds no model, or one that is not whole.
-        """
-        folder = local_folder(folder_or_repo)
-        first_file(folder, NETWORK_CONFIGS)
-        scheduler = load_scheduler(folder)
-        has_format = (folder / images.FILE_NAME).is_file()
-        image_format = ImageFormat.load(folder) if has_format else None
-        return cls(UNet.from_pretrained(folder), scheduler, image_format)
 
 
 def _last(walk: Walk, tick: Callable[[], object], tell: Callable[[Step], Tensor | None]) -> Tensor:
@@ -346,22 +157,3 @@ def _told(pipeline: Pipeline, callback: StepEnd | None, step: Step) -> Tensor | 
         return None
     told = {"latents": step.x_next, "x_0": step.x_0}
     return (callback(pipeline, step.number, step.t, told) or {}).get("latents")
-
-
-def _format_of(unet: Any) -> ImageFormat:
-    size = unet.config.sample_size
-    if size is None:
-        raise ValueError("the network's config has no sample_size; give an image_format")
-    height, width = (size, size) if isinstance(size, int) else size
-    return ImageFormat(channels=unet.config.in_channels, size=(height, width))
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout inside, as it was outside."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)

@@ -106,7 +106,7 @@ def denoise(
     x = x_T * _begin(scheduler, start)
     for index, t in enumerate(scheduler.timesteps[start:], start):
         x_t = scheduler.scale_model_input(x, t)
-        a, s = _scales(scheduler, index, t)
+        a, s = scales(scheduler, index, t)
         view = View(x_t, t.to(x.device).expand(len(x)), class_labels, a, s)
         output = guide(evaluate, view) if guide else evaluate(*view[:3])
         F = output[:, :channels]
@@ -204,7 +204,7 @@ def _begin(scheduler: Any, start: int) -> Tensor | float:
     return one / scheduler.scale_model_input(one, scheduler.timesteps[start])
 
 
-def _scales(scheduler: Any, index: int, t: Tensor) -> tuple[Tensor, Tensor]:
+def scales(scheduler: Any, index: int, t: Tensor) -> tuple[Tensor, Tensor]:
     """a and s of what the network sees at a step, float32 scalars."""
     if hasattr(scheduler, "sigmas"):
         sigma = scheduler.sigmas[index]

@@ -57,9 +57,11 @@ class VariancePreservingIPNDM(IPNDMScheduler):
         kept = torch.cat([self.alphas_cumprod[self.timesteps], torch.ones(1)]).double()
         # In IPNDMScheduler "alphas" and "betas" are the signal and noise scale, a and s.
         self.alphas, self.betas = kept.sqrt().float(), (1 - kept).sqrt().float()
-        self._step_index = 0
+        self._step_index, self._begin_index = None, 0
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True):
+        if self.step_index is None:
+            self._init_step_index(timestep)
         a, s = self.alphas[self.step_index], self.betas[self.step_index]
         return super().step((model_output - s * sample) / a, timestep, sample, return_dict)
 

@@ -75,6 +75,14 @@ def twins(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> tuple[U
     return ours.to(dtype).eval(), theirs.to(dtype).eval()
 
 
+def scales_between(log_sigma: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """a and s at t; between two timesteps log(s/a) is linear, as in k-diffusion."""
+    below = t.floor().long()
+    above = (below + 1).clamp(max=len(log_sigma) - 1)
+    sigma = log_sigma[below].lerp(log_sigma[above], t - below).exp().reshape(-1, 1, 1, 1)
+    return 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
+
+
 def error_of_each_image(ours: Tensor, theirs: Tensor) -> Tensor:
     """Largest difference within each image, over that image's largest value: (B,)."""
     assert ours.shape == theirs.shape

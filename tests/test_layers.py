@@ -29,7 +29,16 @@ LAYERS = [
     {"unet_files", "unet", "presets"},
     {"objective", "likelihood", "sampler", "slots", "reuse"},
     {"maps", "attention_measures", "ablation", "guidance", "attention_guidance", "guides"},
-    {"model_folder", "model_card", "pipeline", "checkpoints", "metrics"},
+    {
+        "model_folder",
+        "model_card",
+        "model",
+        "pipeline",
+        "edits",
+        "editing",
+        "checkpoints",
+        "metrics",
+    },
 ]
 PROGRAMS = ("training", "sampling", "benchmarks")
 

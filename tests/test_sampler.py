@@ -9,6 +9,7 @@ from ddpm_sa.randomness import standard_normal
 from ddpm_sa.sampler import Method, denoise, rehearse
 from ddpm_sa.schedule import NoiseSchedule
 from ddpm_sa.solvers import SCHEDULERS, make_scheduler
+from tests.reference import scales_between
 
 STOCHASTIC = ["ddpm", "dpmsolver++sde", "sasolver", "euler_ancestral", "kdpm2_ancestral"]
 MEAN, STD = 0.3, 0.25
@@ -22,19 +23,11 @@ def best_network(base):
     log_sigma = (schedule.s / schedule.a).log()
 
     def network(x_t, t, class_labels):
-        a, s = scales(log_sigma, t.double())
+        a, s = scales_between(log_sigma, t.double())
         x_0 = best_x_0(x_t.double(), a, s)
         return SimpleNamespace(sample=kind.target(x_0, (x_t - a * x_0) / s, a, s).float())
 
     return network
-
-
-def scales(log_sigma, t):
-    """a and s at t; between two timesteps log(s/a) is linear, as in k-diffusion."""
-    below = t.floor().long()
-    above = (below + 1).clamp(max=len(log_sigma) - 1)
-    sigma = log_sigma[below].lerp(log_sigma[above], t - below).exp().reshape(-1, 1, 1, 1)
-    return 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
 
 
 def best_x_0(x_t, a, s):
@@ -70,7 +63,7 @@ def test_predicted_image_is_the_conditional_mean(name):
     schedule = NoiseSchedule.linear()
     log_sigma = (schedule.s / schedule.a).log()
     for step in run(name, STEPS, shape=(1, 4, 4), images=2):
-        a, s = scales(log_sigma, step.t.double().reshape(1))
+        a, s = scales_between(log_sigma, step.t.double().reshape(1))
         # eps in float32 loses a factor s/a (157 at most) of 2^-24 |x_t|
         best = best_x_0(step.x_t, a, s).float()
         torch.testing.assert_close(step.x_0, best, atol=2e-4, rtol=0)
