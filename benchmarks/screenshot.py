@@ -74,9 +74,7 @@ def _take(
     page.get_by_role("option", name=settings.scheduler, exact=True).click()
     page.click("#make")
     page.wait_for_function("document.querySelector('#numbers').innerText.includes('overlap')")
-    page.wait_for_load_state("networkidle")
-    page.locator("#numbers").scroll_into_view_if_needed()
-    page.evaluate("window.scrollTo(0, 0)")
+    page.wait_for_function("[...document.images].every(image => image.complete)")
     bottom = page.locator("#numbers").bounding_box()
     assert bottom is not None
     page.screenshot(

@@ -165,7 +165,7 @@ def _choices(actions: Actions) -> list[Any]:
             elem_id="seed",
         )
         scheduler = gr.Dropdown(
-            list(SCHEDULERS), value="ddim", label="Scheduler", min_width=140, elem_id="scheduler"
+            list(SCHEDULERS), value="ddim", label="Scheduler", min_width=220, elem_id="scheduler"
         )
     steps = gr.Slider(1, most, min(50, most), step=1, label="Steps", elem_id="steps")
     classes = actions.classes(models[0])

@@ -10,6 +10,8 @@ from diffusers import DDPMScheduler
 
 from ddpm_sa import Pipeline, UNet, preset
 from ddpm_sa.cli import parse
+from sampling.ablation import Settings as AblationSettings
+from sampling.app import Settings as AppSettings
 from sampling.attention import Settings as AttentionSettings
 from sampling.attention import gather_queries
 from sampling.sample import Settings as SampleSettings
@@ -23,6 +25,8 @@ SHELL = "\n".join(code for language, code in BLOCKS if not language).replace("\\
 PROGRAMS = {
     "training/train.py": TrainConfig,
     "sampling/sample.py": SampleSettings,
+    "sampling/ablation.py": AblationSettings,
+    "sampling/app.py": AppSettings,
     "sampling/attention.py": AttentionSettings,
 }
 COMMANDS = [line for line in SHELL.splitlines() if any(name in line for name in PROGRAMS)]
