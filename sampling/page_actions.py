@@ -58,7 +58,7 @@ def told(action: Callable) -> Callable:
             try:
                 yield from action(*inputs)
             except ValueError as error:
-                raise gr.Error(str(error)) from error
+                raise gr.Error(str(error), print_exception=False) from error
 
         return steps
 
@@ -67,7 +67,7 @@ def told(action: Callable) -> Callable:
         try:
             return action(*inputs)
         except ValueError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from error
 
     return once
 
