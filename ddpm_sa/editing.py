@@ -103,13 +103,15 @@ class Editor(Edits):
         labels = None if class_label is None else [class_label] * count
         return self.denoised(x_T, noise, labels)
 
-    def progressive(self, indices: Sequence[int], count: int) -> Tensor:
+    def progressive(
+        self, indices: Sequence[int], count: int, class_labels: Sequence[int] | None = None
+    ) -> Tensor:
         """The image as it is predicted on the way, from first to last (figure 6).
 
         Returns:
             (len(indices), count, C, H, W); fewer than count if there are fewer steps.
         """
-        labels = self.pipeline.class_labels(indices, None)
+        labels = self.pipeline.class_labels(indices, class_labels)
         steps = rehearse(self.method, self.pipeline.scheduler).steps
         wanted = {round(i * (steps - 1) / max(count - 1, 1)) for i in range(count)}
         kept, x = [], torch.empty(0)

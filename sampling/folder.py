@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ddpm_sa.pipeline import Batch
 
 RECORD = "samples.json"
 GRID = "grid.png"
+ARRAY = "images.npz"
 GRID_LIMIT = 256  # a grid of thousands shows nothing
 
 
@@ -85,15 +87,35 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         picture.save(partial, format="png")
 
 
+def load_image(folder: Path, index: int, image_format: ImageFormat) -> Any:
+    """The values of an image that is there, (H, W, C)."""
+    file = image_file(folder, index, image_format)
+    return from_pil([Image.open(file)])[0] if image_format.is_picture else np.load(file)
+
+
 def save_grid(folder: Path, indices: Sequence[int], image_format: ImageFormat) -> None:
     """Write grid.png, for the eye, of these images of the folder, or of the first 256."""
-    files = [image_file(folder, index, image_format) for index in indices[:GRID_LIMIT]]
-    images: list[Any] = [
-        from_pil([Image.open(file)])[0] if image_format.is_picture else np.load(file)
-        for file in files
-    ]
+    images = [load_image(folder, index, image_format) for index in indices[:GRID_LIMIT]]
     x = to_tensor(np.stack(images), image_format.value_range)
     save_picture(image_grid(visible(x)), folder / GRID)
+
+
+def save_array(folder: Path, indices: Sequence[int], image_format: ImageFormat) -> None:
+    """Write images.npz with these images of the folder as arr_0, one in memory at a time."""
+    channels, height, width = image_format.shape
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(image_format.dtype)),
+        "fortran_order": False,
+        "shape": (len(indices), height, width, channels),
+    }
+    with (
+        written_aside(folder / ARRAY) as partial,
+        zipfile.ZipFile(partial, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+        for index in indices:
+            file.write(np.ascontiguousarray(load_image(folder, index, image_format)).tobytes())
 
 
 @contextlib.contextmanager

@@ -1,49 +1,59 @@
 """Sample images from a model folder into a folder of files.
 
     python sampling/sample.py --model runs/mnist/model --num_images 64 --output_dir out
+    torchrun --nproc_per_node 2 sampling/sample.py ...    (or accelerate launch) shares the work
 
-Image i of a seed is the same whatever else is asked for, so an interrupted run goes on where it was
-and more images can be added later. `samples.json` says how to make each again.
+Image i of a seed is the same whatever else is asked for and however many processes make it. So a
+run that was killed goes on where it was, and more images can be added later. `samples.json` says
+how to make each again.
 """
 
 import dataclasses
-import hashlib
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import diffusers
 import torch
 
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.sampler import Method, rehearse
-from ddpm_sa.solvers import Option
+from ddpm_sa.processes import by_process_0, join, leave
+from ddpm_sa.sampler import Method
+from sampling.animation import save_animation
 from sampling.device import device_named
-from sampling.folder import GRID, begin, save_grid, save_images
+from sampling.folder import GRID, begin, save_array, save_grid, save_images
+from sampling.model_settings import (
+    MethodSettings,
+    Weights,
+    environment_of,
+    identity_of,
+    open_model,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(MethodSettings):
     """Which images to make, and how.
 
     Attributes:
-        model: A model folder, such as runs/mnist/model, or a DDPMPipeline's repository on the hub.
+        model: A model folder, such as runs/mnist/model, a run folder, or a DDPMPipeline's
+            repository on the hub.
         output_dir: Where the images go: 000000.png ..., grid.png and samples.json; .npy in place
             of .png for what a PNG cannot hold: floats, 16-bit colour, 2 or more than 4 channels.
+        weights: ema, the averaged weights; or raw, from model-raw/ beside them.
         num_images: Make the images 0 ... num_images - 1; 16 if neither this nor indices is given.
         indices: Make the images START ... STOP - 1 instead, as START:STOP.
-        steps: Steps of the scheduler, at most the timesteps of the training.
-        scheduler: ddpm, ddim, dpmsolver++, dpmsolver++sde, unipc, euler, euler_ancestral, heun or
-            another of docs/sampling.md.
-        scheduler_options: Settings of that scheduler, one flag each, as in
-            `--scheduler_options.eta 0.5`; an unknown one is answered with those it has.
         seed: Which images; 0 or greater.
         batch_size: Images at once; changes speed and memory, not images.
         class_labels: For a class-conditional network: one class, or a list with one for each image;
             image i has class i modulo the number of classes, if not given.
+        npz: Write images.npz too: arr_0, all images asked for, (N, H, W, C).
+        animation: Show how the first images (16 at most) come out of noise, as denoising.gif or
+            denoising.webp; makes those again.
         device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
         dtype: In which the network computes. bfloat16 is faster where the processor has it, and
             makes images that differ in small details.
@@ -51,14 +61,14 @@ class Settings:
 
     model: str
     output_dir: str
+    weights: Weights = "ema"
     num_images: int | None = None
     indices: str | None = None
-    steps: int = 50
-    scheduler: str = "ddim"
-    scheduler_options: dict[str, Option] = dataclasses.field(default_factory=dict)
     seed: int = 0
     batch_size: int = 32
     class_labels: int | list[int] | None = None
+    npz: bool = False
+    animation: Literal["none", "gif", "webp"] = "none"
     device: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -86,63 +96,58 @@ class Settings:
 
 def main() -> None:
     settings = parse(Settings)
-    pipeline = Pipeline.from_pretrained(settings.model)
-    indices = settings.chosen()
+    here = join()
+    pipeline = open_model(settings.model, settings.weights, settings.dtype)
+    indices, image_format = settings.chosen(), pipeline.image_format
     labels: dict[int, int | None] = dict.fromkeys(indices)
     classes = pipeline.class_labels(indices, settings.class_labels)
     if classes is not None:
         labels.update(zip(indices, classes.tolist(), strict=True))
-    method = Method(
-        steps=settings.steps,
-        scheduler=settings.scheduler,
-        scheduler_options=settings.scheduler_options,
-    )
-    rehearse(method, pipeline.scheduler)  # refuses in time
-    what_matters = _what_matters(settings, pipeline)
-    device = device_named(settings.device)
+    what_matters = identity_of(pipeline) | settings.record()
+    what_matters |= {"seed": settings.seed, "dtype": settings.dtype}
+    shared = settings.device is None and here.num_processes > 1
+    device = here.device if shared and here.device else device_named(settings.device)
     pipeline.to(device)
-    if settings.dtype == "bfloat16":
-        pipeline.unet.bfloat16()  # diffusers' .to(dtype) prints a warning about no modules
-    environment = {
-        "model": settings.model,
-        "device": str(device),
-        "batch_size": settings.batch_size,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
+    method = settings.method(pipeline)
 
     folder = Path(settings.output_dir)
-    missing = begin(folder, what_matters, environment, labels, pipeline.image_format)
-    if missing:
-        pipeline.set_progress_bar_config(desc="sampling", unit="step")
-        for batch in pipeline.batches(
-            missing,
-            method,
-            settings.seed,
-            settings.batch_size,
-            [label for index in missing if (label := labels[index]) is not None] or None,
-        ):
+    environment = environment_of(settings.model, device, here.num_processes)
+    start = partial(begin, folder, what_matters, environment, labels, image_format)
+    missing = by_process_0(start, f"{folder} cannot be written")
+    mine = missing[here.process_index :: here.num_processes]
+    make_images(pipeline, settings, method, {index: labels[index] for index in mine})
+    here.wait_for_everyone()
+    if here.is_main_process:
+        save_grid(folder, indices, image_format)
+        if settings.npz:
+            save_array(folder, indices, image_format)
+        if settings.animation != "none":
+            path = folder / f"denoising.{settings.animation}"
+            save_animation(path, pipeline, method, settings.seed, indices[:16], labels)
+        print(
+            f"{len(missing)} images made, {len(indices) - len(missing)} were there: {folder / GRID}"
+        )
+    leave()
+
+
+def make_images(
+    pipeline: Pipeline, settings: Settings, method: Method, labels: Mapping[int, int | None]
+) -> None:
+    """Write these images as they come."""
+    if not labels:
+        return
+    main = torch.distributed.get_rank() == 0 if torch.distributed.is_initialized() else True
+    pipeline.set_progress_bar_config(desc="sampling", unit="step", disable=not main)
+    folder, classes = Path(settings.output_dir), [c for c in labels.values() if c is not None]
+    for batch in pipeline.batches(
+        list(labels), method, settings.seed, settings.batch_size, classes or None
+    ):
+        try:
             save_images(folder, batch, pipeline.image_format)
-    save_grid(folder, indices, pipeline.image_format)
-    print(f"{len(missing)} images made, {len(indices) - len(missing)} were there: {folder / GRID}")
-
-
-def _what_matters(settings: Settings, pipeline: Pipeline) -> dict[str, Any]:
-    """All that an image depends on besides its index and class."""
-    weights = hashlib.sha256()
-    for name, tensor in pipeline.unet.state_dict().items():
-        weights.update(name.encode())
-        weights.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    config = pipeline.scheduler.config
-    return {
-        "weights_sha256": weights.hexdigest(),
-        "trained_with": {name: config[name] for name in config if not name.startswith("_")},
-        "scheduler": settings.scheduler,
-        "scheduler_options": settings.scheduler_options,
-        "steps": settings.steps,
-        "seed": settings.seed,
-        "dtype": settings.dtype,
-    }
+        except OSError as error:
+            raise ValueError(
+                f"images cannot be written to {folder}: {error}; start again to go on"
+            ) from error
 
 
 if __name__ == "__main__":

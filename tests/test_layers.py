@@ -22,6 +22,7 @@ LAYERS = [
         "resnet",
         "images",
         "cli",
+        "processes",
     },
     {"solvers"},
     {"blocks"},

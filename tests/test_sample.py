@@ -1,6 +1,8 @@
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from ddpm_sa import Pipeline, UNet
 from ddpm_sa.cli import run_program
 from ddpm_sa.images import ImageFormat
 from sampling.sample import main
+from tests.runs import environment, torchrun
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -162,6 +165,14 @@ def test_classes_are_given_by_one_number_or_a_list(models, sample, tmp_path):
         (["--class_labels", 0], "num_class_embeds"),
         (["--device", "abacus"], "abacus"),
         (["--dtype", "int4"], "dtype"),
+        (["--scheduler_options.etta", 1], "no option 'etta'; its options are"),
+        (["--scheduler", "unipc", "--scheduler_options.solver_type", "bh1"], "not finite"),
+        (["--guidance.kind", "cfg"], "unconditional"),
+        (["--guidance.scale", 2], "without guidance.kind"),
+        (["--guidance.kind", "pag", "--guidance.interval", "all"], "FROM:TO"),
+        (["--guidance.kind", "cgf"], "guidance"),
+        (["--cache_interval", 0], "cache_interval=0 must be at least 1"),
+        (["--weights", "raw"], "keep_raw"),
         (["--model", "."], "no model folder"),
         (["--model", "no/such/folder"], "no/such/folder is no folder here"),
     ],
@@ -226,3 +237,154 @@ def test_files_hold_the_values_that_were_trained_on(image_format, file, sample, 
     before = path.stat().st_mtime_ns
     assert "1 images made, 3 were there" in sample(*words, "--num_images", 4)[1]
     assert path.stat().st_mtime_ns == before
+
+
+def test_options_guidance_and_reuse_are_flags_and_recorded(models, sample, tmp_path):
+    arguments = ["--model", models / "classes", "--steps", 4, "--num_images", 2]
+    ways = {
+        "plain": [],
+        "eta": ["--scheduler_options.eta", 0.5],
+        "pag": ["--guidance.kind", "pag", "--guidance.scale", 2],
+        "cfg": ["--guidance.kind", "cfg", "--guidance.null_class", 3],
+        "auto": ["--guidance.kind", "auto", "--guidance.model", models / "classes"],
+        "reuse": ["--cache_interval", 2],
+    }
+    made = {}
+    for name, words in ways.items():
+        code, _, error = sample(*arguments, *words, "--output_dir", tmp_path / name)
+        assert code == 0, error
+        made[name] = pixels(tmp_path / name)["000001.png"]
+        record = json.loads((tmp_path / name / "samples.json").read_text())["settings"]
+        for flag, value in zip(words[::2], words[1::2], strict=True):
+            kept = record
+            for part in flag[2:].split("."):
+                kept = kept[part]
+            assert kept in (value, str(value))
+    # A weaker network that is the same one is no guidance.
+    assert abs(made["auto"] - made["plain"]).max() <= 1
+    others = [made[name] for name in ("eta", "pag", "cfg", "reuse")]
+    assert all(abs(other - made["plain"]).max() > 1 for other in others)
+    code, _, error = sample(*arguments, "--output_dir", tmp_path / "pag")
+    assert code == 2
+    assert "guidance" in error
+
+
+def test_a_record_makes_its_images_again(models, sample, tmp_path):
+    words = ["--scheduler", "ddim", "--scheduler_options.eta", 0.5, "--cache_interval", 2]
+    words += ["--guidance.kind", "seg", "--guidance.scale", 0.7, "--seed", 3, "--steps", 5]
+    sample("--model", models / "classes", *words, "--indices", "2:5", "--output_dir", tmp_path)
+    record = json.loads((tmp_path / "samples.json").read_text())
+    settings, made = record["settings"], record["images"].values()
+    pipeline = Pipeline.from_pretrained(record["environment"]["model"])
+    guidance = settings["guidance"]
+    again = pipeline(
+        indices=[image["index"] for image in made],
+        class_labels=[image["class_label"] for image in made],
+        guide=pipeline.guidance(guidance["kind"], guidance["scale"]),
+        **{n: settings[n] for n in ("seed", "steps", "scheduler", "scheduler_options")},
+        cache_interval=settings["cache_interval"],
+    ).images
+    for (name, image), picture in zip(pixels(tmp_path).items(), again, strict=True):
+        assert abs(image - np.asarray(picture).astype(int)).max() <= 1, name
+
+
+def test_raw_weights_and_run_folders_are_found(models, sample, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(models / "grey", run / "model")
+    (run / "config.yaml").write_text("steps: 1\n")
+    arguments = ["--model", run, "--num_images", 1, "--steps", 2]
+    assert sample(*arguments, "--output_dir", tmp_path / "ema")[0] == 0
+    code, _, error = sample(*arguments, "--weights", "raw", "--output_dir", tmp_path / "raw")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "keep_raw" in error
+    raw = Pipeline.from_pretrained(models / "grey")
+    raw.unet.conv_out.weight.data *= 2
+    raw.save_pretrained(run / "model-raw")
+    assert sample(*arguments, "--weights", "raw", "--output_dir", tmp_path / "raw")[0] == 0
+    one, other = (pixels(tmp_path / name)["000000.png"] for name in ("ema", "raw"))
+    assert abs(one - other).max() > 1
+
+
+def test_an_array_and_an_animation_are_written_where_asked_for(models, sample, tmp_path):
+    arguments = ["--model", models / "classes", "--num_images", 3, "--steps", 4]
+    arguments += ["--npz", "true", "--output_dir", tmp_path]
+    assert sample(*arguments, "--animation", "gif")[0] == 0
+    assert sample(*arguments, "--animation", "webp")[0] == 0
+    array = np.load(tmp_path / "images.npz")["arr_0"]
+    assert (array.shape, array.dtype) == ((3, 8, 8, 3), np.uint8)
+    for name, image in zip(sorted(pixels(tmp_path)), array, strict=True):
+        np.testing.assert_array_equal(image, np.asarray(Image.open(tmp_path / name)))
+    grid = np.asarray(Image.open(tmp_path / "grid.png")).astype(int)
+    with Image.open(tmp_path / "denoising.webp") as moving:
+        assert (moving.n_frames, moving.size) == (4, grid.shape[1::-1])
+        moving.seek(3)
+        assert abs(np.asarray(moving.convert("RGB")).astype(int) - grid).max() <= 1
+    with Image.open(tmp_path / "denoising.gif") as moving:
+        assert moving.n_frames == 4
+
+
+def test_two_processes_make_the_images_of_one(models, sample, tmp_path):
+    words = ["--model", models / "classes", "--num_images", "5", "--steps", "4"]
+    words += ["--scheduler", "ddpm", "--output_dir"]
+    assert sample(*words, tmp_path / "one")[0] == 0
+    done = subprocess.run(
+        [
+            *(sys.executable, *torchrun(2), "sampling/sample.py", *map(str, words)),
+            *(str(tmp_path / "two"), "--batch_size", "2"),
+        ],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("5 images made") == 1
+    assert_nearly_equal(pixels(tmp_path / "two"), pixels(tmp_path / "one"))
+    record = json.loads((tmp_path / "two" / "samples.json").read_text())
+    assert record["environment"]["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_keeps_what_was_done(models, sample, tmp_path):
+    words = ["--model", models / "grey", "--num_images", "40", "--steps", "60"]
+    words += ["--scheduler", "euler_ancestral"]
+    assert sample(*words, "--output_dir", tmp_path / "whole")[0] == 0
+    out = tmp_path / "killed"
+    words += ["--batch_size", "2", "--output_dir", out]
+    run = subprocess.Popen([sys.executable, "sampling/sample.py", *map(str, words)], cwd=ROOT)
+    while len(list(out.glob("[0-9]*.png"))) < 4:
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.kill()
+    run.wait()
+    done = {path: path.stat().st_mtime_ns for path in out.glob("[0-9]*.png")}
+    assert 4 <= len(done) < 40
+    assert sample(*words)[0] == 0
+    assert all(path.stat().st_mtime_ns == then for path, then in done.items())
+    assert_nearly_equal(pixels(out), pixels(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_however_many_images_are_made(models, tmp_path):
+    peaks = []
+    for count in (50, 1000):
+        program = f"""
+import resource, sys
+sys.argv = ["sample.py", "--model", {str(models / "grey")!r}, "--num_images", "{count}",
+            "--steps", "1", "--batch_size", "10", "--output_dir", "{tmp_path / str(count)}"]
+from sampling.sample import main
+from tests.runs import environment, torchrun
+main()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env=environment() | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peaks.append(int(done.stdout.split()[-1]))
+    assert peaks[1] < peaks[0] * 1.05

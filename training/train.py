@@ -11,10 +11,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm_sa.cli import parse, run_program
+from ddpm_sa.processes import leave
 from training.config import TrainConfig
 from training.data import open_images
 from training.ema import Averages
-from training.launch import leave, make_accelerator, make_layout, settle
+from training.launch import make_accelerator, make_layout, settle
 from training.log import RunLog
 from training.loop import learning_rate, make_batches, train_steps
 from training.network import build_network, sides

@@ -1,0 +1,180 @@
+"""What the programs that make images are told: the model, and how to denoise with it."""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+
+from ddpm_sa import Pipeline
+from ddpm_sa.guidance import Guidance
+from ddpm_sa.guides import check_together
+from ddpm_sa.reuse import check_interval
+from ddpm_sa.sampler import Method, rehearse
+from ddpm_sa.solvers import Option
+
+Weights = Literal["ema", "raw"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceSettings:
+    """Away from what a weaker evaluation says; docs/sampling.md has what each kind costs.
+
+    Attributes:
+        kind: cfg (without the label), pag (attention switched off), sag (a blurred image), seg
+            (blurred queries), auto (a weaker model), or none.
+        scale: w in strong + w (strong - weak); 0 is none. diffusers' guidance_scale is 1 + w.
+        interval: Guide at timesteps from FROM up to but not TO, as FROM:TO; at all if not given.
+        rescale: 0 to 1, how far the spread of the unguided prediction is restored.
+        sigma: Of the blur of sag, in pixels, 3 if not given; or of seg, in pixels of the layer,
+            endless if not given.
+        layers: Names of the attention layers of pag, seg or sag; the middle's if not given.
+        null_class: The class that stands for "no label", if images.json does not say.
+        model: The weaker model of auto.
+    """
+
+    kind: Literal["none", "cfg", "pag", "sag", "seg", "auto"] = "none"
+    scale: float = 1.0
+    interval: str | None = None
+    rescale: float = 0.0
+    sigma: float | None = None
+    layers: list[str] | None = None
+    null_class: int | None = None
+    model: str | None = None
+
+    def guide(self, pipeline: Pipeline) -> Guidance | None:
+        """What is meant, for this pipeline."""
+        if self.kind == "none":
+            if self != GuidanceSettings():
+                raise ValueError("guidance settings without guidance.kind; give one, such as cfg")
+            return None
+        return pipeline.guidance(
+            self.kind,
+            self.scale,
+            interval=self._interval(),
+            rescale=self.rescale,
+            sigma=self.sigma,
+            layers=self.layers,
+            null_class=self.null_class,
+            weaker=Pipeline.from_pretrained(self.model) if self.model else None,
+        )
+
+    def _interval(self) -> tuple[float, float] | None:
+        if self.interval is None:
+            return None
+        low, colon, high = self.interval.partition(":")
+        if not (colon and low.isdecimal() and high.isdecimal()):
+            raise ValueError(f"guidance.interval={self.interval!r} must be FROM:TO, as in 200:800")
+        return int(low), int(high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """How to denoise.
+
+    Attributes:
+        steps: Steps of the scheduler, at most the timesteps of the training.
+        scheduler: ddpm, ddim, dpmsolver++, dpmsolver++sde, unipc, euler, euler_ancestral, heun or
+            another of docs/sampling.md.
+        scheduler_options: Settings of that scheduler, one flag each, as in
+            `--scheduler_options.eta 0.5`; an unknown one is answered with those it has.
+        guidance: Away from what a weaker evaluation says.
+        cache_interval: Compute the low-resolution part of the network at every so many steps; 1 is
+            always, 3 is faster and differs a little.
+    """
+
+    steps: int = 50
+    scheduler: str = "ddim"
+    scheduler_options: dict[str, Option] = field(default_factory=dict)
+    guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
+    cache_interval: int = 1
+
+    def method(self, pipeline: Pipeline) -> Method:
+        """What is meant, tried on one pixel.
+
+        Raises:
+            ValueError: If this pipeline cannot do it.
+        """
+        method = Method(
+            steps=self.steps,
+            scheduler=self.scheduler,
+            scheduler_options=self.scheduler_options,
+            guide=self.guidance.guide(pipeline),
+            cache_interval=self.cache_interval,
+        )
+        check_interval(pipeline.unet, self.cache_interval)
+        check_together(method.guide, self.cache_interval)
+        rehearse(method, pipeline.scheduler)
+        return method
+
+    def record(self) -> dict[str, Any]:
+        """As samples.json keeps it."""
+        guidance = None if self.guidance.kind == "none" else asdict(self.guidance)
+        if guidance and self.guidance.model:
+            weaker = Pipeline.from_pretrained(self.guidance.model)
+            guidance["weights_sha256"] = weights_hash(weaker)
+        return {
+            "scheduler": self.scheduler,
+            "scheduler_options": self.scheduler_options,
+            "steps": self.steps,
+            "guidance": guidance,
+            "cache_interval": self.cache_interval,
+        }
+
+
+def open_model(model: str, weights: Weights, dtype: str) -> Pipeline:
+    """The pipeline of a model folder, of a run folder, or of a repository on the hub.
+
+    Args:
+        model: Which.
+        weights: "ema", the averaged ones in model/; or "raw", those in model-raw/ beside it.
+        dtype: In which the network computes.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    folder = Path(model)
+    if (folder / "model").is_dir() and (folder / "config.yaml").is_file():
+        folder = folder / "model"
+    if weights == "raw":
+        raw = folder.with_name(f"{folder.name}-raw")
+        if not raw.is_dir():
+            raise ValueError(
+                f"{raw} is not there; training keeps raw weights if it is told --ema.keep_raw true"
+            )
+        folder = raw
+    pipeline = Pipeline.from_pretrained(folder if folder.exists() else model)
+    if dtype == "bfloat16":
+        pipeline.unet.bfloat16()  # diffusers' .to(dtype) prints a warning about no modules
+    return pipeline
+
+
+def weights_hash(pipeline: Pipeline) -> str:
+    """Of the names and values of all weights, as they are computed with."""
+    found = hashlib.sha256()
+    for name, tensor in pipeline.unet.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def identity_of(pipeline: Pipeline) -> dict[str, Any]:
+    """What images depend on in a model."""
+    config = pipeline.scheduler.config
+    return {
+        "weights_sha256": weights_hash(pipeline),
+        "trained_with": {name: config[name] for name in config if not name.startswith("_")},
+    }
+
+
+def environment_of(model: str, device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """Where images are made."""
+    return {
+        "model": model,
+        "device": str(device),
+        "processes": processes,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }
