@@ -27,8 +27,9 @@ from torch.utils.data import DataLoader
 
 from ddpm_sa.cli import parse, run_program
 from training.config import DataConfig
-from training.data import Images, open_images, prefetched
+from training.data import Images, prefetched
 from training.draws import Draws
+from training.opening import open_images
 
 Batches = Iterator[Tensor]
 

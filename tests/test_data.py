@@ -6,7 +6,8 @@ from PIL import Image
 
 from tests.runs import picture_folder
 from training.config import DataConfig
-from training.data import open_images, prefetched
+from training.data import prefetched
+from training.opening import open_images
 
 ALL = np.arange(12)
 NO_FLIPS = np.zeros(12, dtype=bool)

@@ -11,7 +11,8 @@ from PIL import Image
 
 from tests.runs import picture_folder
 from training.config import DataConfig
-from training.data import Images, open_images
+from training.data import Images
+from training.opening import open_images
 
 NO_FLIPS = np.zeros(1, dtype=bool)
 

@@ -20,7 +20,7 @@ from PIL import Image
 from ddpm_sa.images import from_tensor
 from tests.runs import ROOT, environment
 from training.config import DataConfig
-from training.data import open_images
+from training.opening import open_images
 
 RANDOM = np.random.default_rng(0)
 RGB16 = RANDOM.integers(0, 2**16, (8, 8, 3), dtype=np.uint16)
@@ -221,6 +221,8 @@ INPUTS = {
     "one .npy of all images": stack,
     "parquet of PNG bytes": lambda f: parquet(f / "images.parquet"),
     "folder of parquet files": parquet_folder,
+    "parquet, streamed": lambda f: parquet(f / "images.parquet"),
+    "folder of images, streamed": lambda f: picture(f, RGB),
     "grey and RGB mixed": lambda f: mixed(f, RGB[..., 0]),
     "8 and 16 bits mixed": lambda f: mixed(f, RGB16[..., 0]),
     "text named .png": lambda f: text(f, b"<html>404</html>"),
@@ -235,7 +237,11 @@ INPUTS = {
     "no images": lambda f: None,
 }
 # Where the source is a file in the folder.
-FILES = {"one .npy of all images": "0.npy", "parquet of PNG bytes": "images.parquet"}
+FILES = {
+    "one .npy of all images": "0.npy",
+    "parquet of PNG bytes": "images.parquet",
+    "parquet, streamed": "images.parquet",
+}
 
 
 def test_table_has_every_input_that_is_tried() -> None:

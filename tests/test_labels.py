@@ -2,8 +2,8 @@ import pytest
 
 from tests.runs import picture_folder
 from training.config import DataConfig
-from training.data import open_images
 from training.labels import numbered
+from training.opening import open_images
 
 
 @pytest.fixture

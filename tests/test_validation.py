@@ -10,8 +10,8 @@ from ddpm_sa.prediction import prediction
 from ddpm_sa.schedule import NoiseSchedule
 from tests.runs import arguments, checkpoint, metrics, picture_folder, run_here, run_there, torchrun
 from training.config import DataConfig
-from training.data import open_images
 from training.draws import validation_draw
+from training.opening import open_images
 
 CHANGES = {
     "data__validation": 0.25,

@@ -53,8 +53,12 @@ class DataConfig:
     """Threads that decode images."""
     memory: float = 2.0
     """Data sets that take up to this many GiB once decoded are decoded once and kept on disk."""
+    streaming: bool = False
+    """Read a table (parquet, hub) as it comes and keep nothing, where it would not fit the disk."""
+    shuffle_buffer: int = 1000
+    """Rows among which a streamed table is shuffled."""
     cache_dir: str | None = None
-    """Where they are kept. None: $XDG_CACHE_HOME/ddpm_sa or ~/.cache/ddpm_sa."""
+    """Where decoded images are kept. None: $XDG_CACHE_HOME/ddpm_sa or ~/.cache/ddpm_sa."""
 
     def __post_init__(self) -> None:
         height, width = self.height_width
@@ -83,6 +87,17 @@ class DataConfig:
             "set data.class_conditional true",
         )
         _require(self.num_workers >= 1, f"data.num_workers={self.num_workers} must be 1 or more")
+        _require(self.shuffle_buffer >= 1, f"data.shuffle_buffer={self.shuffle_buffer}: 1 or more")
+        _require(
+            not self.streaming or (self.on_error == "stop" and self.labels is None),
+            "data.streaming cannot leave broken images out, and takes labels from a column: it "
+            "goes with data.on_error stop, without data.labels",
+        )
+        _require(
+            not self.streaming or not isinstance(self.validation, float),
+            f"data.validation={self.validation}: of a streamed table no share can be held out; "
+            "name a split, a folder or a file",
+        )
 
     @property
     def height_width(self) -> tuple[int, int]:

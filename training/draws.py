@@ -102,6 +102,8 @@ class Draws:
     flip: bool = False
     timestep_sampling: Literal["uniform", "stratified"] = "uniform"
     label_dropout: float = 0.0
+    in_order: bool = False
+    """Image p of the run is number p: its source has shuffled them."""
 
     @classmethod
     def of(cls, config: TrainConfig, num_images: int) -> "Draws":
@@ -114,6 +116,7 @@ class Draws:
             flip=config.data.flip,
             timestep_sampling=config.objective.timestep_sampling,
             label_dropout=config.data.label_dropout,
+            in_order=config.data.streaming,
         )
 
     def __call__(self, step: int) -> Draw:
@@ -131,6 +134,8 @@ class Draws:
     def _indices(self, step: int) -> np.ndarray:
         """Each epoch is a permutation of its own; a batch may end one epoch and begin the next."""
         shown = step * self.batch_size + np.arange(self.batch_size)
+        if self.in_order:
+            return shown
         epochs, places = np.divmod(shown, self.num_images)
         indices = np.empty(self.batch_size, dtype=np.int64)
         for epoch in np.unique(epochs):

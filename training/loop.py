@@ -88,9 +88,9 @@ def micro_batch(images: Images, draw: Draw) -> MicroBatch:
     """The images of a draw, with its noise and labels."""
     x_0 = images.tensors(draw.indices, draw.flips)
     labels = None
-    if images.labels is not None and images.classes is not None:
+    if images.classes is not None:
         # The class after the last stands for "no label".
-        labels = torch.from_numpy(images.labels[draw.indices])
+        labels = torch.from_numpy(images.labels_of(draw.indices))
         labels = labels.masked_fill(torch.from_numpy(draw.drops), len(images.classes))
     return MicroBatch(x_0, draw.noise(x_0.shape[1:]), torch.from_numpy(draw.t), labels)
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from ddpm_sa.images import padded_size
 from ddpm_sa.presets import block_types, preset
+from ddpm_sa.randomness import stream
 from ddpm_sa.unet import UNet
 from training.config import ModelConfig
 from training.data import Images
@@ -84,6 +85,8 @@ def _new_network(config: ModelConfig, height: int, fixed: dict[str, Any], seed: 
     if config.dropout is not None:
         arguments["dropout"] = config.dropout
     arguments |= fixed
+    # The paper's initialisation, below, leaves the class embedding as torch makes it here.
+    torch.manual_seed(int(stream(seed, "class embedding").integers(2**63)))
     try:
         network = UNet(**arguments)
     except TypeError as error:  # a name in model.unet that UNet does not have

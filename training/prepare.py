@@ -85,13 +85,13 @@ def _reader(
 ) -> Callable[[np.ndarray], np.ndarray]:
     if array is not None:
         return array.__getitem__ if len(kept) == len(array) else lambda i: array[kept[i]]
-    bounded = value_range != _whole_range(index["dtype"])
+    bounded = value_range != whole_range(index["dtype"])
     pool = ThreadPoolExecutor(config.num_workers)
 
     def one(i: int) -> np.ndarray:
-        image = _pixels(source, config, index["channels"], i)
+        image = pixels(source, config, index["channels"], i)
         if bounded:
-            _check_range(value_range, image.min(), image.max(), source.name(i))
+            check_range(value_range, image.min(), image.max(), source.name(i))
         return image
 
     return lambda i: np.stack(list(pool.map(one, kept[i].tolist())))
@@ -100,7 +100,7 @@ def _reader(
 def _look_through(source: Source, config: DataConfig, folder: Path) -> dict[str, Any]:
     """Read all headers, and decode all images if they are kept, or if only that tells enough."""
     broken: dict[int, str] = {}
-    look = partial(_header, source, config.channels)
+    look = partial(header, source, config.channels)
     headers = dict(_each(look, range(source.length), config, broken, "looking at images"))
     channels, dtype = _common(source, headers)
     size = config.height_width
@@ -114,7 +114,7 @@ def _look_through(source: Source, config: DataConfig, folder: Path) -> dict[str,
         if fits:
             writer = Writer(files.enter_context((folder / ARRAY).open("wb")), shape, dtype)
         if fits or measured or config.on_error == "skip":
-            decode = partial(_pixels, source, config, channels)
+            decode = partial(pixels, source, config, channels)
             for i, image in _each(decode, list(headers), config, broken, "decoding images"):
                 _note_extremes(extremes, i, image)
                 if writer is not None:
@@ -129,7 +129,7 @@ def _look_through(source: Source, config: DataConfig, folder: Path) -> dict[str,
         "channels": channels,
         "dtype": dtype,
         "broken": broken,
-        "enlarged": sum(scale(header.size, size, config.fit) > 1 for header in headers.values()),
+        "enlarged": sum(scale(h.size, size, config.fit) > 1 for h in headers.values()),
         "extremes": extremes,
         "checksum": checksum,
     }
@@ -165,11 +165,11 @@ def _each(
                     broken[i] = str(result)
 
 
-def _header(source: Source, channels: int | None, i: int) -> Header:
+def header(source: Source, channels: int | None, i: int) -> Header:
     return _named(source, i, channels, lambda encoded: encoded.header)
 
 
-def _pixels(source: Source, config: DataConfig, channels: int, i: int) -> np.ndarray:
+def pixels(source: Source, config: DataConfig, channels: int, i: int) -> np.ndarray:
     """Image i, decoded and resized: (H, W, C)."""
     size, fit = config.height_width, config.fit
     return _named(source, i, channels, lambda encoded: fitted(encoded.pixels(), size, fit))
@@ -198,13 +198,13 @@ def _common(source: Source, headers: dict[int, Header]) -> tuple[int, str]:
         ValueError: Names one of each kind, or one that must be converted.
     """
     first: dict[tuple[int, str], int] = {}
-    for i, header in headers.items():
-        if header.channels is None:
+    for i, found in headers.items():
+        if found.channels is None:
             raise ValueError(
-                f"{source.name(i)} is {header.kind}, neither grey nor RGB; set data.channels to 1, "
+                f"{source.name(i)} is {found.kind}, neither grey nor RGB; set data.channels to 1, "
                 "3 (what is transparent becomes white) or 4 (RGBA) to convert every image"
             )
-        first.setdefault((header.channels, header.dtype), i)
+        first.setdefault((found.channels, found.dtype), i)
     if len(first) > 1:
         (one, i), (other, j) = list(first.items())[:2]
         raise ValueError(
@@ -224,7 +224,7 @@ def _note_extremes(extremes: dict[str, Any], i: int, image: np.ndarray) -> None:
         extremes["highest"] = (high, i)
 
 
-def _whole_range(dtype: str) -> tuple[float, float] | None:
+def whole_range(dtype: str) -> tuple[float, float] | None:
     return None if dtype == "float32" else (0, np.iinfo(dtype).max)
 
 
@@ -235,18 +235,18 @@ def _value_range(source: Source, config: DataConfig, index: dict[str, Any]) -> t
         ValueError: If a value is outside it, or all values are one.
     """
     extremes = index["extremes"]
-    asked = config.value_range or _whole_range(index["dtype"])
+    asked = config.value_range or whole_range(index["dtype"])
     if asked is None:
         low, high = extremes["lowest"][0], extremes["highest"][0]
         if low == high:
             raise ValueError(f"every value of data.source={config.source} is {low:g}")
         return low, high
     for value, i in extremes.values():
-        _check_range(asked, value, value, source.name(i))
+        check_range(asked, value, value, source.name(i))
     return asked
 
 
-def _check_range(asked: tuple[float, float], low: float, high: float, name: str) -> None:
+def check_range(asked: tuple[float, float], low: float, high: float, name: str) -> None:
     if not asked[0] <= low <= high <= asked[1]:
         wrong = low if low < asked[0] else high
         raise ValueError(

@@ -51,9 +51,14 @@ def open_source(config: DataConfig) -> Source:
     path = Path(config.source).expanduser()
     if path.suffix == ".npy" and path.is_file():
         return _array_source(path, config.class_conditional)
-    if path.suffix == ".parquet" or has_splits(config):
+    if is_table(config):
         return _table_source(config)
     return _folder_source(path, config)
+
+
+def is_table(config: DataConfig) -> bool:
+    """Whether the source has rows and columns."""
+    return config.source.endswith(".parquet") or has_splits(config)
 
 
 def has_splits(config: DataConfig) -> bool:
@@ -126,24 +131,8 @@ def _table_source(config: DataConfig) -> Source:
     """A parquet file, a folder of them, or a data set of the hub, by Hugging Face datasets."""
     import datasets  # two seconds that other sources need not wait
 
-    source, split, path = config.source, config.split, Path(config.source).expanduser()
-    is_file = path.suffix == ".parquet"
-    if is_file and not path.is_file():
-        raise ValueError(f"data.source={source} is not a file")
-    try:
-        if is_file:
-            table = datasets.load_dataset("parquet", data_files={split: str(path)}, split=split)
-        else:
-            table = datasets.load_dataset(str(path) if path.is_dir() else source, split=split)
-    except Exception as error:  # whatever the hub, its client or the parquet reader raise
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"data.source={source}, split {split}, cannot be read ({type(error).__name__}: "
-            f"{reason}); {WAYS}"
-        ) from error
-    column = config.image_column or _only_image_column(table.features, source)
-    if column not in table.features:
-        raise ValueError(f"{source} has no column {column!r}, only {sorted(table.features)}")
+    table, column, _ = find_table(config, streaming=False)
+    source = config.source
     images = table.select_columns(column).cast_column(column, datasets.Image(decode=False))
     cells = images.data.column(column)  # a row by images[i] takes as long as decoding it
     assert len(cells) == len(images)
@@ -164,6 +153,40 @@ def _table_source(config: DataConfig) -> Source:
         labels=labels,
         classes=classes,
     )
+
+
+def find_table(config: DataConfig, streaming: bool) -> tuple[Any, str, list[str]]:
+    """The table that a configuration names, its column of images, and the files it is in.
+
+    Raises:
+        ValueError: If it cannot be read or has no such column.
+    """
+    import datasets
+
+    source, split, path = config.source, config.split, Path(config.source).expanduser()
+    is_file = path.suffix == ".parquet"
+    if is_file and not path.is_file():
+        raise ValueError(f"data.source={source} is not a file")
+    try:
+        if is_file:
+            builder = datasets.load_dataset_builder("parquet", data_files={split: str(path)})
+        else:
+            builder = datasets.load_dataset_builder(str(path) if path.is_dir() else source)
+        if streaming:
+            table: Any = builder.as_streaming_dataset(split=split)
+        else:
+            builder.download_and_prepare()
+            table = builder.as_dataset(split=split)
+    except Exception as error:  # whatever the hub, its client or the parquet reader raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"data.source={source}, split {split}, cannot be read ({type(error).__name__}: "
+            f"{reason}); {WAYS}"
+        ) from error
+    column = config.image_column or _only_image_column(table.features, source)
+    if column not in table.features:
+        raise ValueError(f"{source} has no column {column!r}, only {sorted(table.features)}")
+    return table, column, list((builder.config.data_files or {}).get(split, []))
 
 
 def _label_column(table: Any, column: str, source: str) -> tuple[np.ndarray, list[str] | None]:

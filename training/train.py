@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.processes import leave
 from training.config import TrainConfig
-from training.data import open_images
 from training.ema import Averages
 from training.launch import make_accelerator, make_layout, settle
 from training.log import RunLog
 from training.loop import learning_rate, make_batches, train_steps
 from training.network import build_network, sides
+from training.opening import open_images
 from training.recipe import fine_tuning_notes, make_loss, make_scheduler, prepare
 from training.report import report
 from training.resume import find_checkpoint
@@ -40,7 +40,7 @@ def train(config: TrainConfig) -> None:
     Everything a user may have got wrong is found before anything is written.
     """
     config, layout = settle(config), make_layout(config)
-    images = open_images(config.data)
+    images = open_images(config.data, config.seed)
     network = build_network(config.model, images, config.seed, config.objective.learned_variance)
     images = images.padded_to(*sides(network.config["sample_size"]))
     scheduler = make_scheduler(config)

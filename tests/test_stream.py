@@ -1,0 +1,142 @@
+"""Tables that are read as they come."""
+
+from dataclasses import replace
+from io import BytesIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.runs import arguments, checkpoint, metrics, run_here, same_bits
+from training.config import DataConfig
+from training.draws import Draws, Layout
+from training.loop import make_batch
+from training.opening import open_images
+
+NUMBER = 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """30 images in two files, each of its own shade, labelled 0, 1, 2 in turn."""
+    folder = tmp_path_factory.mktemp("table")
+    for name, some in (("train-0.parquet", range(20)), ("train-1.parquet", range(20, NUMBER))):
+        files = []
+        for shade in some:
+            file = BytesIO()
+            Image.new("RGB", (8, 8), (shade,) * 3).save(file, "png")
+            files.append(file.getvalue())
+        pq.write_table(pa.table({"image": files, "label": [i % 3 for i in some]}), folder / name)
+    return folder
+
+
+@pytest.fixture
+def config(folder) -> DataConfig:
+    return DataConfig(
+        source=str(folder),
+        size=8,
+        flip=False,
+        streaming=True,
+        shuffle_buffer=16,
+        class_conditional=True,
+        num_classes=3,
+    )
+
+
+def shades(images, *places) -> list[int]:
+    return images.read(np.array(places))[:, 0, 0, 0].tolist()
+
+
+def test_every_image_comes_once_an_epoch_and_each_epoch_in_its_own_order(config):
+    images = open_images(config)
+    assert images.length == NUMBER
+    epochs = [shades(images, *range(e * NUMBER, (e + 1) * NUMBER)) for e in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(NUMBER))
+    assert epochs[0] != epochs[1]
+    assert epochs[0] != sorted(epochs[0])
+    other = open_images(config, seed=1)
+    assert shades(other, *range(NUMBER)) != epochs[0]
+
+
+def test_a_place_has_its_image_however_it_is_come_to(config):
+    straight = open_images(config)
+    all_of_them = shades(straight, *range(80))
+    for places in ([0], [29, 30], [71], [33, 34, 35], [5]):
+        assert shades(open_images(config), *places) == [all_of_them[p] for p in places]
+    back_and_forth = open_images(config)
+    for places in ([60, 61], [2, 3], [3, 4], [59]):
+        assert shades(back_and_forth, *places) == [all_of_them[p] for p in places]
+
+
+def test_labels_are_those_of_the_images(config):
+    images = open_images(config)
+    for places in (np.arange(8), np.arange(25, 33)):
+        read = images.read(places)[:, 0, 0, 0]
+        assert images.labels_of(places).tolist() == (read % 3).tolist()
+
+
+def test_processes_and_micro_batches_share_one_stream(config):
+    draws = Draws(seed=0, batch_size=8, num_images=NUMBER, num_timesteps=10, in_order=True)
+    (whole,) = make_batch(open_images(config), draws, Layout(8), 5).micro_batches
+    parts = [
+        part.x_0
+        for process in range(2)
+        for part in make_batch(
+            open_images(config), draws, Layout(8, 2, process, 2), 5
+        ).micro_batches
+    ]
+    assert len(parts) == 4
+    np.testing.assert_array_equal(np.concatenate(parts), whole.x_0)
+
+
+def test_a_stopped_run_goes_on_with_the_same_bits(folder, tmp_path):
+    changes = {
+        "data__streaming": "true",
+        "data__class_conditional": "true",
+        "data__num_classes": 3,
+        "data__label_dropout": 0.2,
+        "steps": 6,
+        "save_every": 4,
+    }
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    run_here(arguments(folder, straight, **changes))
+    run_here(arguments(folder, stopped, **changes | {"steps": 4}))
+    run_here(arguments(folder, stopped, **changes | {"resume": "auto"}))
+    assert same_bits(checkpoint(stopped, 6, "weights"), checkpoint(straight, 6, "weights"))
+    assert metrics(stopped)[-1] == metrics(straight)[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "mnist5k"}, "is no table"),
+        ({"num_classes": None}, r"names no classes; set data\.num_classes"),
+        ({"label_column": "kind"}, "has no column 'kind'"),
+        ({"split": "test"}, "split test, cannot be read"),
+    ],
+)
+def test_streams_that_cannot_be_are_refused(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        open_images(replace(config, **changes))
+
+
+def test_label_beyond_the_classes_is_named(config):
+    images = open_images(replace(config, num_classes=2))
+    images.read(np.arange(8))
+    with pytest.raises(ValueError, match=r"has labels \d \.\. 2, outside 0 \.\. 1"):
+        images.labels_of(np.arange(8))
+
+
+def test_broken_row_is_named(tmp_path):
+    pq.write_table(pa.table({"image": [b"no image", b"none"]}), tmp_path / "a.parquet")
+    config = DataConfig(source=str(tmp_path / "a.parquet"), size=8, streaming=True)
+    with pytest.raises(ValueError, match=r"row 0 of the stream .*a\.parquet is not an image"):
+        open_images(config)
+
+
+@pytest.mark.parametrize("changes", [{"on_error": "skip"}, {"validation": 0.1}])
+def test_what_a_stream_cannot_do_is_said(changes):
+    with pytest.raises(ValueError, match="stream"):
+        DataConfig(source="a.parquet", streaming=True, **changes)
