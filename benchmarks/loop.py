@@ -96,7 +96,10 @@ def our_steps(config: TrainConfig) -> Generator[None]:
     prepared, optimizer = prepare(accelerator, network, config)
     averages = Averages(network, config.ema)
     batches = make_batches(config, images, layout, 0)
-    loss, lr = make_loss(scheduler, config.objective), partial(learning_rate, config.optim)
+    loss, lr = (
+        make_loss(scheduler, config.objective, images.format),
+        partial(learning_rate, config.optim),
+    )
     clip = config.optim.grad_clip
     with RunLog(accelerator, config, {}, 0) as log:
         for progress in train_steps(accelerator, prepared, optimizer, loss, batches, lr, clip):
@@ -131,7 +134,7 @@ def parts(config: TrainConfig, times: int = 20) -> dict[str, float]:
     network = build_network(config.model, images, config.seed)
     draws, averages = Draws.of(config, images.length), Averages(network, config.ema)
     (micro,) = make_batch(images, draws, layout, 0).micro_batches
-    schedule_loss = make_loss(make_scheduler(config), config.objective)
+    schedule_loss = make_loss(make_scheduler(config), config.objective, images.format)
     optimizer = make_optimizer(network, config.optim)
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -26,6 +26,7 @@ def denoising_loss(
     class_labels: Tensor | None = None,
     weights: Tensor | None = None,
     learned_variance: bool = False,
+    levels: int = 256,
 ) -> Tensor:
     """w_t · mean over pixels of (F - target)², L_simple for epsilon (Ho et al. 2020, eq. 14).
 
@@ -44,6 +45,7 @@ def denoising_loss(
         class_labels: (B,), int64, for a class-conditional network.
         weights: Weight of each timestep, (T,), as from `timestep_weights`; None is all ones.
         learned_variance: Whether the network gives the variance of the reverse step too.
+        levels: How many values a pixel can have, which matters to a learned variance alone.
 
     Returns:
         Loss of each image, (B,), float32.
@@ -58,7 +60,7 @@ def denoising_loss(
     if learned_variance:
         log_variance = learned_log_variance(schedule, output[:, x_0.shape[1] :], t)
         x_0_predicted = prediction.x_0(F.detach(), x_t, a, s)
-        bound = variational_term(schedule, x_0, x_0_predicted, log_variance, t)
+        bound = variational_term(schedule, x_0, x_0_predicted, log_variance, t, levels)
         loss = loss + VLB_WEIGHT * len(schedule) * bound
     return loss
 

@@ -45,6 +45,14 @@ def test_report_names_what_will_be_trained_on_what_and_how() -> None:
     assert "from 0 to 0.001 at step 10, then falling to 0 at step 30" in text
 
 
+def test_report_says_how_often_it_looks() -> None:
+    config = replace(CONFIG, log_every=7, sample_every=0, save_every=90)
+    text = said(config)
+    assert "a record every 7 steps, no samples, a checkpoint every 90 steps; no valid" in text
+    held_out = replace(IMAGES, validation=IMAGES)
+    assert "no samples, validation every 5000 steps, a ch" in said(config, held_out)
+
+
 def test_report_warns_of_what_was_hardly_meant() -> None:
     text = said()
     assert "warning     7 of them are odd" in text

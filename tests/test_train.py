@@ -268,6 +268,16 @@ def test_learned_variance_is_sampled_by_diffusers_and_by_every_scheduler(picture
         assert images.shape == (2, 3, 8, 8)
 
 
+def test_learned_variance_of_floats_is_refused_before_anything_is_written(tmp_path):
+    folder, run = tmp_path / "floats", tmp_path / "run"
+    folder.mkdir()
+    for i in range(4):
+        np.save(folder / f"{i}.npy", np.full((8, 8, 3), i / 3, np.float32))
+    with pytest.raises(ValueError, match="whole numbers, and these are floats"):
+        run_here(arguments(folder, run, objective__learned_variance="true"))
+    assert not run.exists()
+
+
 def test_fine_tuning_starts_from_the_weights_it_is_given(pictures, saved_network, tmp_path):
     run = tmp_path / "run"
     # The first update of a warm-up has a learning rate of 0.

@@ -11,7 +11,8 @@ from tests import (
     test_train,
 )
 from tests.runs import ROOT
-from training.settings import MAY_CHANGE_ON_RESUME
+from training.config import DataConfig, TrainConfig
+from training.settings import MAY_CHANGE_ON_RESUME, to_plain
 
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 SECTION = PAGE.partition("## Stopping, resuming, faults")[2].partition("\n## ")[0]
@@ -69,6 +70,17 @@ def test_every_fault_in_the_table_is_held_by_tests():
     assert len(faults) > 10
     for fault in faults:
         assert [name for name in HELD_BY if fault.startswith(name)], fault
+
+
+def test_flags_are_real():
+    known = to_plain(TrainConfig(output_dir="x", data=DataConfig(source="x")))
+    named = set(re.findall(r"`--([a-z][\w.]+)", PAGE))
+    assert len(named) > 30
+    for name in named:
+        place = known
+        for part in name.split("."):
+            assert part in place, name
+            place = place[part]
 
 
 def test_settings_that_may_change_are_those_listed():

@@ -22,19 +22,24 @@ The settings in full, as `training/train.py --config` reads them:
 
 
 def about_training(
-    config: TrainConfig, weights: str, images: dict[str, Any], rows: list[dict[str, Any]]
+    config: TrainConfig,
+    step: int,
+    weights: str,
+    images: dict[str, Any],
+    rows: list[dict[str, Any]],
 ) -> str:
     """A section in Markdown.
 
     Args:
         config: Of the run.
+        step: Updates done.
         weights: Which of the run's weights these are.
         images: What they turned out to be.
         rows: The records of the run.
     """
     facts = {
         "images": f"{images['number']:,} from {config.data.source}",
-        "steps": f"{max((row['step'] for row in rows), default=0):,} of {config.batch_size} images",
+        "steps": f"{step:,} of {config.batch_size} images",
         "weights": weights,
     }
     for name, label in (("loss", "training loss"), ("validation_loss", "validation loss")):

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from training.figure import losses_figure
 from training.files import written_aside
 from training.launch import by_process_0
 from training.loop import Progress
+from training.settings import to_plain
 
 
 class RunLog:
@@ -45,6 +47,7 @@ class RunLog:
         self.step = start
 
     def __enter__(self) -> "RunLog":
+        self._thread_hook, threading.excepthook = threading.excepthook, _said_later
         by_process_0(self._open, f"the records of {self.config.output_dir} cannot be written")
         self.bar = tqdm(
             total=self.config.steps,
@@ -57,6 +60,7 @@ class RunLog:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.bar.close()
+        threading.excepthook = self._thread_hook
         try:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
@@ -194,8 +198,13 @@ class RunLog:
             if self.step % (self.config.validate_every or self.step + 1):
                 untimely.add("validation_loss")
         cut_records(self.path, self.step, untimely)
-        if self.config.tracker != "none":
-            self.accelerator.init_trackers("logs")
+        tracker, run = self.config.tracker, self.path.parent
+        if tracker != "none":
+            about: dict[str, Any] = {"name": run.name, "config": to_plain(self.config)}
+            options = {"wandb": about | {"dir": str(run)}, "trackio": about}
+            # TensorBoard's name is that of its folder.
+            name = "logs" if tracker == "tensorboard" else "ddpm_sa"
+            self.accelerator.init_trackers(name, init_kwargs=options)
 
 
 def finite_mean(values: list[float]) -> float | None:
@@ -205,6 +214,13 @@ def finite_mean(values: list[float]) -> float | None:
     """
     finite = [value for value in values if math.isfinite(value)]
     return float(np.mean(finite)) if finite else None
+
+
+def _said_later(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread keeps the failure of a disk for the next record, which says it."""
+    kept = getattr(failure.thread, "exception", None)
+    if not isinstance(kept, OSError):
+        threading.__excepthook__(failure)
 
 
 def cut_records(path: Path, step: int, untimely: set[str]) -> None:

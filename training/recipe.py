@@ -5,6 +5,7 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from ddpm_sa.images import ImageFormat
 from ddpm_sa.model_folder import load_scheduler, local_folder
 from ddpm_sa.objective import denoising_loss, timestep_weights
 from ddpm_sa.prediction import prediction
@@ -54,8 +55,19 @@ def fine_tuning_notes(config: TrainConfig) -> list[str]:
     ]
 
 
-def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig) -> Loss:
-    """The loss of each image of a micro-batch."""
+def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig, image_format: ImageFormat) -> Loss:
+    """The loss of each image of a micro-batch.
+
+    Raises:
+        ValueError: If there is none for such a schedule, or for such images.
+    """
+    if config.learned_variance and image_format.bit_depth == 32:
+        raise ValueError(
+            "objective.learned_variance is trained by the likelihood of pixels that are whole "
+            "numbers, and these are floats; leave it false, or save them with 16 bits"
+        )
+    low, high = image_format.value_range
+    levels = round(high - low) + 1
     schedule = NoiseSchedule.from_scheduler(scheduler)
     meaning = prediction(config.prediction_type)
     weights = timestep_weights(schedule, meaning, config.weighting)
@@ -71,6 +83,7 @@ def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig) -> Loss:
             batch.class_labels,
             weights,
             config.learned_variance,
+            levels,
         )
 
     return loss_of

@@ -67,6 +67,7 @@ def report(config: TrainConfig, layout: Layout, images: Images, network: UNet, s
         f"steps       {start} to {config.steps}, {per_epoch:.1f} an epoch, "
         f"{config.steps / per_epoch:.1f} epochs",
         f"lr          {learning_rate_in_words(config.optim)}",
+        f"looking     {looks_in_words(config, images.validation is not None)}",
         *(f"warning     {warning}" for warning in warnings(config, images, network)),
     ]
     return "\n".join(lines)
@@ -80,6 +81,18 @@ def learning_rate_in_words(config: OptimConfig) -> str:
     if config.decay_steps is None:
         return f"{words}, then constant" if config.warmup_steps else f"{words}, constant"
     return f"{words}, then falling to 0 at step {config.decay_steps}"
+
+
+def looks_in_words(config: TrainConfig, held_out: bool) -> str:
+    """How often the run is looked at and kept."""
+    every = {"a record": config.log_every, "samples": config.sample_every}
+    if held_out:
+        every["validation"] = config.validate_every
+    every["a checkpoint"] = config.save_every
+    words = [
+        f"{what} every {steps} steps" if steps else f"no {what}" for what, steps in every.items()
+    ]
+    return ", ".join(words) + ("" if held_out else "; no validation (data.validation)")
 
 
 def expected_memory(config: TrainConfig, layout: Layout, network: UNet) -> Memory:

@@ -82,6 +82,7 @@ class RunFolder:
         if checkpoint is None:
             return 0, {}
         state = load_state(checkpoint)
+        self.step = state["step"]
         self.trainee.load(checkpoint)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -106,7 +107,7 @@ class RunFolder:
         Raises:
             ValueError: If it cannot be written; the one before it is then untouched.
         """
-        folder = checkpoint_path(self.path, step)
+        folder, self.step = checkpoint_path(self.path, step), step
         scaler, config = self.accelerator.scaler, self.config
         state = {
             "step": step,
@@ -141,5 +142,5 @@ class RunFolder:
 
     def _write_model(self, pipeline: Pipeline, name: str, grid: Image.Image | None = None) -> None:
         weights, rows = weights_of(name, self.config), read_records(self.path / "metrics.jsonl")
-        about = about_training(self.config, weights, self.counts["images"], rows)
+        about = about_training(self.config, self.step, weights, self.counts["images"], rows)
         pipeline.save_pretrained(self.path / name, grid, about)

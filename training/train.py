@@ -44,6 +44,7 @@ def train(config: TrainConfig) -> None:
     network = build_network(config.model, images, config.seed, config.objective.learned_variance)
     images = images.padded_to(*sides(network.config["sample_size"]))
     scheduler = make_scheduler(config)
+    loss = make_loss(scheduler, config.objective, images.format)
     checkpoint, notes = find_checkpoint(config, images)
 
     accelerator = make_accelerator(config, layout)
@@ -55,7 +56,6 @@ def train(config: TrainConfig) -> None:
     notes += [*fine_tuning_notes(config), report(config, layout, images, network, start)]
     accelerator.print(*notes, sep="\n")
 
-    loss = make_loss(scheduler, config.objective)
     batches = make_batches(config, images, layout, start)
     log, stop = RunLog(accelerator, config, log_state, start), StopRequest(config.time_limit)
     watch = Watch(accelerator, config, layout, images, pipeline, loss, log)
