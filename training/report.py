@@ -11,6 +11,7 @@ from training.config import OptimConfig, TrainConfig
 from training.data import Images
 from training.draws import Layout
 from training.network import attention_layers, sides
+from training.recipe import fine_tuning_notes
 
 MIB = 2**20
 FEW_IMAGES, SMALL_BATCH = 500, 16
@@ -68,6 +69,7 @@ def report(config: TrainConfig, layout: Layout, images: Images, network: UNet, s
         f"{config.steps / per_epoch:.1f} epochs",
         f"lr          {learning_rate_in_words(config.optim)}",
         f"looking     {looks_in_words(config, images.validation is not None)}",
+        *fine_tuning_notes(config),
         *(f"warning     {warning}" for warning in warnings(config, images, network)),
     ]
     return "\n".join(lines)

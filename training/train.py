@@ -19,7 +19,7 @@ from training.log import RunLog
 from training.loop import learning_rate, make_batches, train_steps
 from training.network import build_network, sides
 from training.opening import open_images
-from training.recipe import fine_tuning_notes, make_loss, make_scheduler, prepare
+from training.recipe import make_loss, make_scheduler, prepare
 from training.report import report
 from training.resume import find_checkpoint
 from training.run import RunFolder, averaged_pipeline
@@ -53,8 +53,7 @@ def train(config: TrainConfig) -> None:
     pipeline = averaged_pipeline(network, averages.main, scheduler, images)
     run = RunFolder(accelerator, config, images, Trainee(network, averages, optimizer))
     start, log_state = run.restore(checkpoint)
-    notes += [*fine_tuning_notes(config), report(config, layout, images, network, start)]
-    accelerator.print(*notes, sep="\n")
+    accelerator.print(*notes, report(config, layout, images, network, start), sep="\n")
 
     batches = make_batches(config, images, layout, start)
     log, stop = RunLog(accelerator, config, log_state, start), StopRequest(config.time_limit)
