@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# accelerate launch gives a process one thread of a CPU, unless told.
+THREADS = $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
 .PHONY: setup demo test test-slow check
 
@@ -16,8 +18,8 @@ setup: .venv/installed
 
 demo: setup
 	rm -rf runs/demo
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no training/train.py \
-		--config training/configs/mnist.yaml --output_dir runs/demo
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no \
+		--num_cpu_threads_per_process $(THREADS) training/train.py --config training/configs/mnist.yaml --output_dir runs/demo
 	$(BIN)/python sampling/sample.py --model runs/demo/model --num_images 64 --scheduler euler_ancestral \
 		--output_dir runs/demo/digits
 	$(BIN)/python sampling/attention.py --model runs/demo/model --output_dir runs/demo/attention

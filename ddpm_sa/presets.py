@@ -107,7 +107,7 @@ _CPU = {
     "optimizer": "muon",
     "lr": 4e-3,
     "warmup_steps": 40,
-    "steps": 1_100,
+    "steps": 1_000,
     "ema_decay": 0.99,
     "grad_clip": 1.0,
     "flip": False,

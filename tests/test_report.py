@@ -1,16 +1,24 @@
+import os
 import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from ddpm_sa.images import ImageFormat
 from training.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from training.data import Images
 from training.draws import Layout
 from training.network import build_network
-from training.report import expected_memory, learning_rate_in_words, report, saved_activations
+from training.report import (
+    expected_memory,
+    idle_processors,
+    learning_rate_in_words,
+    report,
+    saved_activations,
+)
 
 FORMAT = ImageFormat(channels=1, size=(32, 32), labels=("a", "b"))
 IMAGES = Images(
@@ -65,7 +73,8 @@ def test_report_warns_of_what_was_hardly_meant() -> None:
     assert "attention at down 64x64 compares each of 4,096 pixels" in said(config, large)
 
 
-def test_sound_run_is_warned_of_nothing() -> None:
+def test_sound_run_is_warned_of_nothing(monkeypatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", torch.get_num_threads)
     config = replace(CONFIG, data=DataConfig(source="photos"), batch_size=32)
     assert "warning" not in said(config, replace(IMAGES, notes=()))
 
@@ -115,3 +124,16 @@ def test_activations_are_about_those_of_a_real_forward_pass() -> None:
     network = build_network(CONFIG.model, replace(IMAGES, format=replace(FORMAT, labels=None)), 0)
     # Measured is more by what the allocator keeps of temporaries.
     assert 0.65 < saved_activations(network, 256, half=False) / int(told.stdout) < 1.1
+
+
+def test_unused_processors_are_named(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    said = idle_processors()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    all_used = idle_processors()
+    torch.set_num_threads(before)
+    assert said == "4 of 8 processors are used; set OMP_NUM_THREADS=2 before the command to use all"
+    assert all_used is None

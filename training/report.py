@@ -1,5 +1,6 @@
 """What a run says before its first step: what will be trained, on what, how, and what looks odd."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -151,7 +152,22 @@ def warnings(config: TrainConfig, images: Images, network: UNet) -> list[str]:
                 f"attention at {place} compares each of {height * width:,} pixels with each: slow, "
                 "and much memory; model.attention_resolutions says where it goes"
             )
+    if network.device.type == "cpu" and (idle := idle_processors()):
+        found.append(idle)
     return found
+
+
+def idle_processors() -> str | None:
+    """What is to be said if a machine's processes leave some of its processors unused."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads, processors = processes * torch.get_num_threads(), os.cpu_count() or 1
+    if threads >= processors:
+        return None
+    # accelerate launch and torchrun give each process one, unless told.
+    return (
+        f"{threads} of {processors} processors are used; set OMP_NUM_THREADS="
+        f"{processors // processes} before the command to use all"
+    )
 
 
 def _size(count: int) -> str:
