@@ -35,6 +35,7 @@ class Settings:
         scheduler: A short name, as sampling/sample.py has them.
         seed: Which samples.
         epochs: How long the classifier learns.
+        pag: Scale of perturbed-attention guidance; 0 is none.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Settings:
     scheduler: str = "euler_ancestral"
     seed: int = 0
     epochs: int = 15
+    pag: float = 0.0
 
 
 def main() -> None:
@@ -59,6 +61,7 @@ def main() -> None:
         seed=settings.seed,
         batch_size=64,
         scheduler=settings.scheduler,
+        guide=pipeline.guidance("pag", settings.pag) if settings.pag else None,
         output_type="pt",
     ).images
     judge, real, labels = train_judge(settings.epochs)

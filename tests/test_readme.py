@@ -14,6 +14,7 @@ from sampling.ablation import Settings as AblationSettings
 from sampling.app import Settings as AppSettings
 from sampling.attention import Settings as AttentionSettings
 from sampling.attention import gather_queries
+from sampling.edit import Settings as EditSettings
 from sampling.sample import Settings as SampleSettings
 from training.config import TrainConfig
 
@@ -27,6 +28,7 @@ PROGRAMS = {
     "sampling/sample.py": SampleSettings,
     "sampling/ablation.py": AblationSettings,
     "sampling/app.py": AppSettings,
+    "sampling/edit.py": EditSettings,
     "sampling/attention.py": AttentionSettings,
 }
 COMMANDS = [line for line in SHELL.splitlines() if any(name in line for name in PROGRAMS)]
