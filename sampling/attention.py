@@ -138,7 +138,9 @@ def _course(pipeline: Pipeline, making: Making, queries: Sequence[tuple[int, int
             for step in making.walk(pipeline):
                 steps.append(step)
                 bar.update()
-            queries = brightest_and_darkest(Denoising.of(steps).image)
+            # What the network sees beyond the image is no place to look from.
+            height, width = pipeline.image_format.size
+            queries = brightest_and_darkest(Denoising.of(steps).image[..., :height, :width])
         return follow(pipeline, making, queries, bar.update)
 
 

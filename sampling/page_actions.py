@@ -125,8 +125,8 @@ class Actions:
             if way is None:
                 yield [gr.skip(), gr.skip(), picture, gr.skip(), status, *skipped]
                 continue
-            total, size = len(way.timesteps), way.image.shape[-2:]
-            first, second = brightest_and_darkest(way.image)
+            total, size = len(way.timesteps), self.explorer.pipelines[model].image_format.size
+            first, second = brightest_and_darkest(way.image[..., : size[0], : size[1]])
             yield [
                 Made(choice, way),
                 None,

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddpm_sa import Pipeline, UNet, measure_attention, record_attention
 from ddpm_sa.cli import run_program
+from ddpm_sa.images import ImageFormat
 from ddpm_sa.sampler import Method
 from sampling.attention import gather_queries, main
 from sampling.attention_figure import draw_course, draw_layers
@@ -110,6 +111,19 @@ def test_queries_are_chosen_where_none_is_given(models, attention, tmp_path):
     found = numbers(tmp_path)
     assert found["queries"].shape == (2, 2)
     np.testing.assert_array_equal(found["queries"], brightest_and_darkest(found["image"]))
+
+
+def test_queries_lie_in_the_image_where_the_network_sees_more(attention, tmp_path):
+    unet = randomise_(UNet(**SMALL | {"in_channels": 1, "out_channels": 1}))
+    thin = ImageFormat(channels=1, size=(9, 3))  # the network's is (10, 4)
+    Pipeline(unet, DDPMScheduler(), thin).save_pretrained(tmp_path / "model")
+    for seed in range(4):
+        out = tmp_path / f"{seed}"
+        words = ("--model", tmp_path / "model", "--output_dir", out, "--steps", 1, "--seed", seed)
+        assert attention(*words)[0] == 0
+        found = numbers(out)
+        assert found["image"].shape == (1, 10, 4)
+        assert (found["queries"] < (9, 3)).all()
 
 
 def test_the_brightest_and_the_darkest_place_are_found_and_of_equals_the_most_central():

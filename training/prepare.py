@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -102,6 +102,7 @@ def _look_through(source: Source, config: DataConfig, folder: Path) -> dict[str,
     broken: dict[int, str] = {}
     look = partial(header, source, config.channels)
     headers = dict(_each(look, range(source.length), config, broken, "looking at images"))
+    _check_any(config, headers, broken)
     channels, dtype = _common(source, headers)
     size = config.height_width
     shape = (source.length, *size, channels)
@@ -121,10 +122,7 @@ def _look_through(source: Source, config: DataConfig, folder: Path) -> dict[str,
                     writer.write(i, image)
         if writer is not None:
             checksum = writer.finish()
-    if len(broken) == source.length:
-        raise ValueError(
-            f"data.source={config.source} holds no image that can be read: {broken[0]}"
-        )
+    _check_any(config, headers.keys() - broken.keys(), broken)
     return {
         "channels": channels,
         "dtype": dtype,
@@ -133,6 +131,13 @@ def _look_through(source: Source, config: DataConfig, folder: Path) -> dict[str,
         "extremes": extremes,
         "checksum": checksum,
     }
+
+
+def _check_any(config: DataConfig, whole: Collection[int], broken: dict[int, str]) -> None:
+    if not whole:
+        raise ValueError(
+            f"data.source={config.source} holds no image that can be read: {broken[0]}"
+        )
 
 
 def _each(
@@ -259,7 +264,7 @@ def _notes(
     config: DataConfig, index: dict[str, Any], value_range: tuple[float, float]
 ) -> Iterator[str]:
     if broken := list(index["broken"].values()):
-        yield f"{len(broken)} images are left out (skipped.txt): {broken[0]}"
+        yield f"images left out: {len(broken)} (skipped.txt), such as: {broken[0]}"
     if index["enlarged"]:
         yield f"{index['enlarged']} images are smaller than {config.size}: enlarged"
     highest = index["extremes"].get("highest", [value_range[1]])[0]
