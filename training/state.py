@@ -28,6 +28,7 @@ UNFINISHED = (
     "*.partial.jsonl",
     ".launches.partial",
     "samples/step-*.partial.png",
+    "losses.partial.png",
 )
 
 
