@@ -88,7 +88,11 @@ class Solver:
 EPSILON, NO_SAMPLE = ("epsilon",), ("epsilon", "v_prediction")
 SCHEDULERS = {
     "ddpm": Solver("DDPMScheduler", keeps_leading=True),
-    "ddim": Solver("DDIMScheduler", step_options={"eta": 0.0}, keeps_leading=True),
+    "ddim": Solver(
+        "DDIMScheduler",
+        step_options={"eta": 0.0, "use_clipped_model_output": False},
+        keeps_leading=True,
+    ),
     "dpmsolver++": Solver("DPMSolverMultistepScheduler"),
     "dpmsolver++sde": Solver("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "dpmsolver++singlestep": Solver("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
