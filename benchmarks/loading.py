@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ddpm_sa.cli import parse, run_program
+from ddpm_sa.data.dataset import Images, prefetched
+from ddpm_sa.data.opening import open_images
 from training.config import DataConfig
-from training.data import Images, prefetched
 from training.draws import Draws
-from training.opening import open_images
 
 Batches = Iterator[Tensor]
 

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from ddpm_sa.cli import parse, run_program
+from ddpm_sa.data.opening import open_images
 from training.config import TrainConfig
 from training.draws import Draws
 from training.ema import Averages
@@ -32,7 +33,6 @@ from training.launch import make_accelerator, make_layout, settle
 from training.log import RunLog
 from training.loop import learning_rate, make_batch, make_batches, train_steps
 from training.network import build_network
-from training.opening import open_images
 from training.recipe import make_loss, make_optimizer, make_scheduler, prepare
 
 

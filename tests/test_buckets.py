@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.buckets import Buckets
+from ddpm_sa.buckets import Buckets
 
 
 @given(st.integers(1, 4000))

@@ -4,10 +4,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ddpm_sa.data.dataset import prefetched
+from ddpm_sa.data.opening import open_images
 from tests.runs import picture_folder
 from training.config import DataConfig
-from training.data import prefetched
-from training.opening import open_images
 
 ALL = np.arange(12)
 NO_FLIPS = np.zeros(12, dtype=bool)

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ddpm_sa.data.dataset import Images
+from ddpm_sa.data.opening import open_images
 from tests.runs import picture_folder
 from training.config import DataConfig
-from training.data import Images
-from training.opening import open_images
 
 NO_FLIPS = np.zeros(1, dtype=bool)
 

@@ -17,10 +17,10 @@ import tifffile
 import yaml
 from PIL import Image
 
+from ddpm_sa.data.opening import open_images
 from ddpm_sa.images import from_tensor
 from tests.runs import ROOT, environment
 from training.config import DataConfig
-from training.opening import open_images
 
 RANDOM = np.random.default_rng(0)
 RGB16 = RANDOM.integers(0, 2**16, (8, 8, 3), dtype=np.uint16)
@@ -291,7 +291,7 @@ def test_every_input_gets_what_the_table_says(name, settings, got, tmp_path) -> 
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from training.decode import inspect, RefusedError
+from ddpm_sa.data.decode import inspect, RefusedError
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

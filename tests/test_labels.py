@@ -1,9 +1,9 @@
 import pytest
 
+from ddpm_sa.data.labels import numbered
+from ddpm_sa.data.opening import open_images
 from tests.runs import picture_folder
 from training.config import DataConfig
-from training.labels import numbered
-from training.opening import open_images
 
 
 @pytest.fixture

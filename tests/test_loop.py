@@ -10,9 +10,9 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
+from ddpm_sa.data.dataset import Images
 from ddpm_sa.images import ImageFormat
 from training.config import OptimConfig
-from training.data import Images
 from training.draws import Draws, Layout
 from training.loop import Batch, learning_rate, make_batch, train_steps
 from training.recipe import make_optimizer

@@ -1,9 +1,9 @@
 import numpy as np
 import torch
 
+from ddpm_sa.data.dataset import Images
 from ddpm_sa.images import ImageFormat
 from training.config import ModelConfig
-from training.data import Images
 from training.network import attention_layers, build_network
 
 TINY = ModelConfig(preset="tiny")

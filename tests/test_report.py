@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from ddpm_sa.data.dataset import Images
 from ddpm_sa.images import ImageFormat
 from training.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
-from training.data import Images
 from training.draws import Layout
 from training.network import build_network
 from training.report import (

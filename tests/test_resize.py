@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from training.resize import fitted, scale
+from ddpm_sa.data.resize import fitted, scale
 
 RANDOM = np.random.default_rng(0)
 Y, X = np.indices((40, 60))

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
+from ddpm_sa.data.store import ARRAY, INDEX, Writer, cache_folder, stored
 from tests.runs import ROOT, environment
-from training.store import ARRAY, INDEX, Writer, cache_folder, stored
 
 IMAGES = np.random.default_rng(0).integers(0, 2**16, (5, 3, 4, 2), dtype=np.uint16)
 
@@ -106,7 +106,7 @@ def test_unwritable_place_is_an_error_with_the_way_out(tmp_path):
 WAITING = """
 import sys
 from pathlib import Path
-from training.store import stored
+from ddpm_sa.data.store import stored
 index, array = stored(Path(sys.argv[1]), None)
 print(index["told"], array.sum())
 """

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ddpm_sa.data.opening import open_images
 from tests.runs import arguments, checkpoint, metrics, run_here, same_bits
 from training.config import DataConfig
 from training.draws import Draws, Layout
 from training.loop import make_batch
-from training.opening import open_images
 
 NUMBER = 30
 

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from ddpm_sa import UNet
+from ddpm_sa.data.opening import open_images
 from ddpm_sa.images import to_tensor
 from ddpm_sa.objective import denoising_loss
 from ddpm_sa.prediction import prediction
@@ -11,7 +12,6 @@ from ddpm_sa.schedule import NoiseSchedule
 from tests.runs import arguments, checkpoint, metrics, picture_folder, run_here, run_there, torchrun
 from training.config import DataConfig
 from training.draws import validation_draw
-from training.opening import open_images
 
 CHANGES = {
     "data__validation": 0.25,

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ddpm_sa.buckets import Buckets
 from ddpm_sa.images import from_pil
-from training.buckets import Buckets
 from training.config import TrainConfig
 from training.figure import losses_figure
 from training.files import written_aside

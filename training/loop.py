@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ddpm_sa.data.dataset import Images, prefetched
 from training.config import OptimConfig, TrainConfig
-from training.data import Images, prefetched
 from training.draws import Draw, Draws, Layout, seed_dropout
 from training.network import memory_format
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddpm_sa.data.dataset import Images
 from ddpm_sa.images import padded_size
 from ddpm_sa.presets import block_types, preset
 from ddpm_sa.randomness import stream
 from ddpm_sa.unet import UNet
 from training.config import ModelConfig
-from training.data import Images
 
 
 def build_network(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ddpm_sa.data.dataset import Images
 from ddpm_sa.unet import UNet
 from training.config import OptimConfig, TrainConfig
-from training.data import Images
 from training.draws import Layout
 from training.network import attention_layers, sides
 from training.recipe import fine_tuning_notes

@@ -7,8 +7,8 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
+from ddpm_sa.data.dataset import Images
 from training.config import TrainConfig
-from training.data import Images
 from training.files import written_aside
 from training.launch import by_process_0
 from training.settings import check_same_run, to_plain

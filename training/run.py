@@ -9,11 +9,11 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor
 
+from ddpm_sa.data.dataset import Images
 from ddpm_sa.pipeline import Pipeline
 from ddpm_sa.unet import UNet
 from training.card import about_training, weights_of
 from training.config import TrainConfig
-from training.data import Images
 from training.ema import EMA
 from training.figure import read_records
 from training.launch import by_process_0, environment

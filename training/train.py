@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm_sa.cli import parse, run_program
+from ddpm_sa.data.opening import open_images
 from ddpm_sa.processes import leave
 from training.config import TrainConfig
 from training.ema import Averages
@@ -18,7 +19,6 @@ from training.launch import make_accelerator, make_layout, settle
 from training.log import RunLog
 from training.loop import learning_rate, make_batches, train_steps
 from training.network import build_network, sides
-from training.opening import open_images
 from training.recipe import make_loss, make_scheduler, prepare
 from training.report import report
 from training.resume import find_checkpoint

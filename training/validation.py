@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from training.data import Images
+from ddpm_sa.data.dataset import Images
 from training.draws import validation_draw
 from training.loop import Loss, micro_batch
 from training.sharing import share, together

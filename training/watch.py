@@ -4,11 +4,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from ddpm_sa.data.dataset import Images
 from ddpm_sa.images import image_grid, visible
 from ddpm_sa.pipeline import Pipeline
 from ddpm_sa.sampler import Method
 from training.config import TrainConfig
-from training.data import Images
 from training.draws import Layout
 from training.log import RunLog
 from training.loop import Loss

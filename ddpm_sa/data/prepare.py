@@ -14,11 +14,11 @@ import numpy as np
 import PIL
 from tqdm.auto import tqdm
 
-from training.config import DataConfig
-from training.decode import Encoded, Header, RefusedError, inspect
-from training.resize import fitted, scale
-from training.sources import Source
-from training.store import ARRAY, Writer, cache_folder, stored
+from ddpm_sa.data.config import DataConfig
+from ddpm_sa.data.decode import Encoded, Header, RefusedError, inspect
+from ddpm_sa.data.resize import fitted, scale
+from ddpm_sa.data.sources import Source
+from ddpm_sa.data.store import ARRAY, Writer, cache_folder, stored
 
 LAYOUT = 1  # of a store; another one is not read
 GIB = 2**30

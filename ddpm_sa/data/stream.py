@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from training.config import DataConfig
-from training.prepare import check_range, header, pixels, whole_range
-from training.sources import Source, find_table, is_table
+from ddpm_sa.data.config import DataConfig
+from ddpm_sa.data.prepare import check_range, header, pixels, whole_range
+from ddpm_sa.data.sources import Source, find_table, is_table
 
 
 class Stream:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm_sa.data.config import DataConfig
+from ddpm_sa.data.dataset import Images
+from ddpm_sa.data.labels import check_labels
+from ddpm_sa.data.prepare import prepare
+from ddpm_sa.data.sources import has_splits, mnist5k, open_source
+from ddpm_sa.data.stream import Stream
 from ddpm_sa.images import ImageFormat
 from ddpm_sa.randomness import stream
-from training.config import DataConfig
-from training.data import Images
-from training.labels import check_labels
-from training.prepare import prepare
-from training.sources import has_splits, mnist5k, open_source
-from training.stream import Stream
 
 
 def open_images(config: DataConfig, seed: int = 0) -> Images:

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from training.config import DataConfig
-from training.decode import array_header
-from training.labels import from_csv, from_folders, numbered
+from ddpm_sa.data.config import DataConfig
+from ddpm_sa.data.decode import array_header
+from ddpm_sa.data.labels import from_csv, from_folders, numbered
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES += (".npy", ".npz")

@@ -8,8 +8,8 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
+from ddpm_sa.data.stream import Stream
 from ddpm_sa.images import ImageFormat, to_tensor
-from training.stream import Stream
 
 Item = TypeVar("Item")
 
