@@ -4,6 +4,7 @@ import os
 import tempfile
 
 import hypothesis
+import pytest
 import torch
 
 # Decoded images are kept here, by this process and those it starts, not among the user's.
@@ -15,3 +16,37 @@ torch.set_num_threads(1)
 # The same examples every time: what passes here passes there.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("house")
+
+
+# What follows imports the programs where it is used: most tests do without.
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Twelve images of noise, 8 x 8."""
+    from tests.runs import picture_folder
+
+    return picture_folder(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def straight(pictures, tmp_path_factory):
+    """A run of 6 steps that keeps a checkpoint of each; tests leave it as it is."""
+    from tests.runs import WATCHED, arguments, run_here
+
+    run = tmp_path_factory.mktemp("straight") / "run"
+    keep = {"save_every": 1, "keep_checkpoints": 9, "ema__keep_raw": "true"}
+    run_here(arguments(pictures, run, **keep, sample_every=3, **WATCHED))
+    return run
+
+
+@pytest.fixture(scope="session")
+def saved_network(tmp_path_factory):
+    """Weights that are nowhere near zero, as diffusers initialises them."""
+    from ddpm_sa import UNet
+    from tests.runs import NETWORK
+
+    folder = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    UNet(**NETWORK).to_diffusers().save_pretrained(folder / "unet")
+    return folder

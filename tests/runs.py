@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
@@ -20,6 +21,23 @@ TINY_UNET = (
     "down_block_types: [DownBlock2D, AttnDownBlock2D], "
     "up_block_types: [AttnUpBlock2D, UpBlock2D]}"
 )
+# The same network for UNet(**...).
+NETWORK = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "norm_num_groups": 2,
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+# A run with dropout, and three of twelve images held out: what the fixture `straight` is.
+WATCHED = {
+    "model__dropout": 0.1,
+    "data__validation": 0.25,
+    "validate_every": 2,
+    "num_validation": 5,
+}
+STEMS = ("weights", "ema", "ema-0.5", "optimizer")
 
 
 def picture_folder(folder: Path, classes: tuple[str, ...] = ("",), each: int = 12) -> Path:
@@ -106,3 +124,23 @@ def checkpoint(run: Path, step: int, stem: str) -> dict[str, Tensor]:
 
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def assert_same_run(one: Path, other: Path, step: int) -> None:
+    """The same bits after `step` updates, and the same records."""
+    for stem in STEMS:
+        assert same_bits(checkpoint(one, step, stem), checkpoint(other, step, stem)), stem
+    assert metrics(one) == metrics(other)
+
+
+def assert_same_gradient(one: Path, other: Path) -> None:
+    """The same gradient of the first update, to rounding: Adam's first mean is (1 - 0.9) of it."""
+    first, second = (checkpoint(run, 1, "optimizer") for run in (one, other))
+    names = [name for name in first if name.endswith(":exp_avg")]
+    flat = [torch.cat([each[name].flatten() for name in names]) for each in (first, second)]
+    assert (flat[0] - flat[1]).norm() <= 1e-6 * flat[0].norm()
+    for name in names:
+        # A constant added to every key leaves the softmax as it is: rounding alone is left.
+        if "to_k.bias" not in name:
+            value = first[name]
+            assert (value - second[name]).abs().max() <= 5e-5 * value.abs().max(), name

@@ -10,14 +10,9 @@ from functools import partial
 import pytest
 
 from ddpm_sa import Pipeline
-from tests.runs import arguments, checkpoint, metrics, picture_folder, run_here, same_bits
+from tests.runs import arguments, checkpoint, metrics, run_here, same_bits
 from tests.workers import Workers, wait_until
 from training.state import damage_of, newest_checkpoint
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return picture_folder(tmp_path_factory.mktemp("pictures"))
 
 
 @contextmanager

@@ -7,13 +7,8 @@ from contextlib import suppress
 import pytest
 from safetensors.torch import load_file
 
-from tests.runs import arguments, metrics, picture_folder, same_bits
+from tests.runs import arguments, metrics, same_bits
 from tests.workers import Workers, wait_until
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return picture_folder(tmp_path_factory.mktemp("pictures"))
 
 
 def killed_run(argv, run, processes, kills):

@@ -15,7 +15,6 @@ from tests.runs import (
     checkpoint,
     environment,
     metrics,
-    picture_folder,
     run_here,
     run_there,
     same_bits,
@@ -28,11 +27,6 @@ ACCELERATE = (
     *("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),
     *("--dynamo_backend", "no", "--mixed_precision", "no", "--cpu"),
 )
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return picture_folder(tmp_path_factory.mktemp("pictures"))
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from ddpm_sa.images import to_tensor
 from ddpm_sa.objective import denoising_loss
 from ddpm_sa.prediction import prediction
 from ddpm_sa.schedule import NoiseSchedule
-from tests.runs import arguments, checkpoint, metrics, picture_folder, run_here, run_there, torchrun
+from tests.runs import arguments, checkpoint, metrics, run_here
+from tests.workers import Workers
 from training.config import DataConfig
 from training.draws import validation_draw
 
@@ -20,11 +21,6 @@ CHANGES = {
     "save_every": 1,
     "keep_checkpoints": 9,
 }
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return picture_folder(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +78,8 @@ def test_going_on_drops_the_last_validation_where_it_was_out_of_turn(run, pictur
 def test_two_processes_validate_and_sample_as_one(run, pictures, tmp_path):
     other, grids = tmp_path / "run", []
     argv = arguments(pictures, other, **CHANGES, resume=run / "checkpoints" / "step-00000003")
-    ended = run_there(argv, *torchrun(2))
-    assert ended.returncode == 0, ended.stderr
+    with Workers(argv, 2, tmp_path / "log") as workers:
+        assert workers.wait() == [0, 0], workers.printed()
     for one, two in zip(validations(run), validations(other), strict=True):
         assert one["step"] == two["step"]
         assert one["validation_loss"] == pytest.approx(two["validation_loss"], rel=1e-4)
