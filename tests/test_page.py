@@ -20,7 +20,6 @@ from sampling.explore import difference, numbers
 from tests.reference import SMALL, randomise_
 from tests.runs import ROOT, environment
 
-pytestmark = pytest.mark.slow
 LAYER = "up_blocks.0.attentions.1"
 SIZE = (8, 12)
 PATIENCE = 120_000  # milliseconds, for a machine that has other things to do
@@ -243,6 +242,8 @@ def test_the_page_fits_a_phone(browser, served):
     tab.goto(served[1])
     fill(tab, "#steps input[type=number]", "2")
     make(tab)
+    # The numbers may come before the picture is drawn.
+    settled(tab, "document.querySelector('#A img')?.getBoundingClientRect().width > 0")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     picture = tab.locator("#A img").bounding_box()
     assert picture
