@@ -32,6 +32,7 @@ from ddpm_sa.randomness import standard_normal
 from ddpm_sa.reuse import DeepReuse
 from ddpm_sa.sampler import Method, Walk, denoise
 from ddpm_sa.unet import UNet
+from ddpm_sa.unet_config import not_in_diffusers
 
 INITIAL_NOISE = "sampling: x_T"
 STEP_NOISE = "sampling: step"
@@ -189,6 +190,7 @@ class Model(DiffusionPipeline):
     ) -> None:
         """Write a model folder that diffusers' DDPMPipeline opens without this package.
 
+        Where diffusers lacks layers of the network (`not_in_diffusers`), with this package alone.
         The folder appears whole or not at all, and takes the place of a model that was there.
 
         Args:
@@ -200,11 +202,11 @@ class Model(DiffusionPipeline):
             ValueError: If the folder holds anything that is no part of a model.
         """
         with replaced(Path(folder)) as temporary:
-            if getattr(self.unet.config, "attention_kind", "pixel") == "pixel":
+            if not_in_diffusers(self.unet.config) is None:
                 unet = self.unet.to_diffusers() if isinstance(self.unet, UNet) else self.unet
                 DDPMPipeline(unet, self.scheduler).save_pretrained(temporary)
             else:
-                super().save_pretrained(temporary)  # diffusers has no such layer
+                super().save_pretrained(temporary)
             self.image_format.save(temporary)
             if grid is not None:
                 grid.save(temporary / GRID_NAME)

@@ -14,6 +14,7 @@ from huggingface_hub import snapshot_download
 
 from ddpm_sa import images
 from ddpm_sa.images import ImageFormat, padded_size
+from ddpm_sa.unet_config import not_in_diffusers
 
 GRID_NAME = "samples.png"
 OUR_FILES = {"model_index.json", "unet", "scheduler", images.FILE_NAME, "README.md", GRID_NAME}
@@ -117,9 +118,7 @@ images = pipeline(num_images=16, steps=50, seed=0, scheduler="ddim"$label_argume
 ```
 
 ## With diffusers alone
-```python
 $diffusers
-```
 """)
 
 PLAIN = Template("""\
@@ -191,5 +190,13 @@ def model_card(
         prediction=scheduler["prediction_type"],
         betas=scheduler["beta_schedule"],
         label_argument=", class_labels=0" if num_classes else "",
-        diffusers=(CONDITIONAL if num_classes else PLAIN).substitute(facts),
+        diffusers=_diffusers_alone(unet, facts),
     )
+
+
+def _diffusers_alone(unet: dict[str, Any], facts: dict[str, Any]) -> str:
+    lacking = not_in_diffusers(unet)
+    if lacking is not None:
+        return f"It does not open there: {lacking}."
+    lines = (CONDITIONAL if facts["num_classes"] else PLAIN).substitute(facts)
+    return f"```python\n{lines}\n```"

@@ -32,10 +32,12 @@ class UNet(UNetFiles):
     """F(x_t, t): a U-Net of residual blocks with self-attention over pixels.
 
     Ho et al. 2020, appendix B. Takes all arguments of diffusers' UNet2DModel, with its defaults
-    and meanings, and one more:
+    and meanings, and two more:
 
     Args:
         attention_kind: "pixel", the paper's and diffusers', or "sagan" (Zhang et al. 2018).
+        num_attention_heads: Heads of every attention, of any width, in the place of
+            attention_head_dim, which is one width for all.
 
     Raises:
         ValueError: If the arguments contradict each other, or ask for what is not built here.
@@ -76,6 +78,7 @@ class UNet(UNetFiles):
         num_class_embeds: int | None = None,
         num_train_timesteps: int | None = None,
         attention_kind: AttentionKind = "pixel",
+        num_attention_heads: int | None = None,
     ) -> None:
         super().__init__()
         check_config(self.config)
@@ -98,7 +101,7 @@ class UNet(UNetFiles):
                 return SAGANAttention(channels)
             return PixelAttention(
                 channels,
-                heads=channels // (attention_head_dim or channels),
+                heads=num_attention_heads or channels // (attention_head_dim or channels),
                 norm_num_groups=groups,
                 eps=norm_eps,
                 output_scale=output_scale,

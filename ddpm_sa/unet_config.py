@@ -76,6 +76,19 @@ def check_config(config: Mapping[str, Any]) -> None:
     _check_attention(config)
 
 
+def not_in_diffusers(config: Mapping[str, Any]) -> str | None:
+    """In words what UNet2DModel has not of a configuration of `UNet` or itself; None if it has all.
+
+    Args:
+        config: Arguments by name; those that are not there have their defaults.
+    """
+    if config.get("attention_kind", "pixel") != "pixel":
+        return "diffusers has no SAGAN attention"
+    if config.get("num_attention_heads") is not None:
+        return "UNet2DModel has one width for the heads of all levels, and no num_attention_heads"
+    return None
+
+
 def _check_levels(config: Mapping[str, Any]) -> None:
     channels = config["block_out_channels"]
     for name in ("down_block_types", "up_block_types"):
@@ -113,6 +126,12 @@ def _check_groups(config: Mapping[str, Any]) -> None:
 
 def _check_attention(config: Mapping[str, Any]) -> None:
     channels, head_dim = config["block_out_channels"], config["attention_head_dim"]
+    heads = config["num_attention_heads"]
+    if heads is not None and (heads < 1 or config["attention_kind"] == "sagan"):
+        raise ValueError(
+            f"num_attention_heads={heads} must be 1 or more, and null for attention_kind='sagan', "
+            "which has one"
+        )
     mid = config["add_attention"] and config["mid_block_type"] is not None
     levels = {
         level
@@ -122,6 +141,13 @@ def _check_attention(config: Mapping[str, Any]) -> None:
         if block_type(down, DOWN_BLOCKS).attention or block_type(up, UP_BLOCKS).attention
     } | ({len(channels) - 1} if mid else set())
     for level in sorted(levels):
+        if heads is not None:
+            if channels[level] % heads:
+                raise ValueError(
+                    f"num_attention_heads={heads} does not divide block_out_channels[{level}]="
+                    f"{channels[level]}; use {math.gcd(channels[level], heads)}"
+                )
+            continue
         if config["attention_kind"] == "pixel" and head_dim and channels[level] % head_dim:
             raise ValueError(
                 f"attention_head_dim={head_dim} does not divide block_out_channels[{level}]="

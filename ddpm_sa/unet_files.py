@@ -17,6 +17,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.utils import logging
 
+from ddpm_sa.unet_config import not_in_diffusers
+
 # torch's and diffusers' ways to say that a file or a repository is not there, or not whole.
 _UNREADABLE = (OSError, RuntimeError, ValueError)
 
@@ -127,11 +129,13 @@ class UNetFiles(ModelMixin, ConfigMixin):
         """A UNet2DModel that shares this network's tensors.
 
         Raises:
-            ValueError: If the network has SAGAN attention, which diffusers has not.
+            ValueError: If the network has what diffusers has not (`not_in_diffusers`).
         """
         config = {key: value for key, value in self.config.items() if not key.startswith("_")}
-        if config.pop("attention_kind") != "pixel":
-            raise ValueError("diffusers has no SAGAN attention: this network stays a ddpm_sa.UNet")
+        lacking = not_in_diffusers(config)
+        if lacking is not None:
+            raise ValueError(f"{lacking}: this network stays a ddpm_sa.UNet")
+        del config["attention_kind"], config["num_attention_heads"]
         with torch.device("meta"):
             model = UNet2DModel(**config)
         model.load_state_dict(self.state_dict(), assign=True)

@@ -277,10 +277,14 @@ def test_a_repository_with_its_files_at_the_root_opens(tmp_path):
     assert pipeline.scheduler.config.variance_type == "fixed_large"
 
 
-def test_sagan_attention_is_saved_as_ours(tmp_path):
-    pipeline = make(attention_kind="sagan")
+@pytest.mark.parametrize("config", [{"attention_kind": "sagan"}, {"num_attention_heads": 2}])
+def test_what_diffusers_has_not_is_saved_as_ours(config, tmp_path):
+    pipeline = make(**config)
     pipeline.save_pretrained(tmp_path / "model")
-    assert_same_weights(Pipeline.from_pretrained(tmp_path / "model").unet, pipeline.unet)
+    again = Pipeline.from_pretrained(tmp_path / "model").unet
+    assert_same_weights(again, pipeline.unet)
+    assert {name: again.config[name] for name in config} == config
+    assert "does not open there" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_saving_replaces_a_model_and_nothing_else(tmp_path):

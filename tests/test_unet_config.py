@@ -11,7 +11,7 @@ def test_small_configuration_is_accepted() -> None:
     UNet(**SMALL)
 
 
-def test_arguments_and_defaults_are_diffusers_and_one_more() -> None:
+def test_arguments_and_defaults_are_diffusers_and_more() -> None:
     ours, theirs = (
         {
             name: tuple(value) if isinstance(value, list) else value
@@ -21,6 +21,7 @@ def test_arguments_and_defaults_are_diffusers_and_one_more() -> None:
         for cls in (UNet, UNet2DModel)
     )
     assert ours.pop("attention_kind") == "pixel"
+    assert ours.pop("num_attention_heads") is None
     assert ours == theirs
 
 
@@ -73,6 +74,9 @@ def test_arguments_and_defaults_are_diffusers_and_one_more() -> None:
         ({"attention_kind": "linear"}, r"attention_kind='linear'.*'pixel', 'sagan'"),
         ({"layers_per_block": 0}, r"layers_per_block=0 must be 1 or more"),
         ({"in_channels": 0}, r"in_channels=0 must be 1 or more"),
+        ({"num_attention_heads": 3}, r"num_attention_heads=3 does not divide .*use 1"),
+        ({"num_attention_heads": 0}, r"num_attention_heads=0 must be 1 or more"),
+        ({"num_attention_heads": 2, "attention_kind": "sagan"}, r"'sagan', which has one"),
         ({"attention_kind": "sagan", "block_out_channels": (8, 12)}, r"divisible by 8, not 12"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",

@@ -4,6 +4,7 @@ Each takes a mapping of names to arrays, however it was read: nothing is unpickl
 """
 
 from ddpm_sa.checkpoints.ddpm_tf import from_ddpm_tf
+from ddpm_sa.checkpoints.openai import from_openai
 from ddpm_sa.checkpoints.pesser import from_pesser
 
-__all__ = ["from_ddpm_tf", "from_pesser"]
+__all__ = ["from_ddpm_tf", "from_openai", "from_pesser"]

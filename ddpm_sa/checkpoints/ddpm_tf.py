@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ddpm_sa.checkpoints.pesser import PaperWeights, build
+from ddpm_sa.checkpoints.pesser import build
+from ddpm_sa.checkpoints.weights import ForeignWeights
 from ddpm_sa.unet import UNet
 
 _AVERAGE = "/ExponentialMovingAverage"
@@ -48,7 +49,7 @@ def from_ddpm_tf(weights: Mapping[str, ArrayLike], image_size: int) -> UNet:
     # All from one of the two: averages of some layers and raw weights of others are no network.
     suffix = _AVERAGE if any(name.endswith(_AVERAGE) for name in variables) else ""
     chosen = {name: a for name, a in variables.items() if name.endswith(suffix)}
-    return build(PaperWeights(chosen, lambda name: _spell(name, suffix), _to_torch), image_size)
+    return build(ForeignWeights(chosen, lambda name: _spell(name, suffix), _to_torch), image_size)
 
 
 def _spell(name: str, suffix: str) -> str:

@@ -1,0 +1,240 @@
+"""Weights of openai/improved-diffusion and openai/guided-diffusion (Nichol & Dhariwal 2021)."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from einops import rearrange
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ddpm_sa.checkpoints.weights import ForeignWeights, assembled
+from ddpm_sa.unet import UNet
+
+# GroupNorm32 of their nn.py. Without attn_norm_num_groups diffusers' middle attention would have
+# no norm in a network with scale and shift.
+_THEIR_NORM = {"norm_num_groups": 32, "attn_norm_num_groups": 32, "norm_eps": 1e-5}
+# Parts of our names and what they are called there, tried in this order.
+_NAMES = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "class_embedding": "label_emb",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+    "group_norm": "norm",
+    "to_out.0": "proj_out",
+}
+_PART = re.compile("|".join(re.escape(part) for part in _NAMES))
+_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)")
+
+
+def from_openai(
+    weights: Mapping[str, Tensor | ArrayLike],
+    image_size: int,
+    num_heads: int | None = None,
+    num_head_channels: int | None = None,
+    use_new_attention_order: bool = False,
+) -> UNet:
+    """The network of a state dict of their `UNetModel`, as ema_0.9999_*.pt holds one.
+
+    Names and shapes say all but what follows; the last three are flags of their programs, with the
+    same meaning and default. A network whose num_heads_upsample was another has no place here.
+
+    Args:
+        weights: Its state dict, as tensors or arrays.
+        image_size: Height and width of its images, in pixels.
+        num_heads: Attention heads of every layer (their programs' own default is 4).
+        num_head_channels: Or channels of every head, which their -1 leaves to num_heads.
+        use_new_attention_order: Whether the rows of an attention's qkv have heads within q, k and v
+            rather than q, k and v within heads. improved-diffusion knows the latter alone.
+
+    Returns:
+        The network, float32, in eval mode, with one output for each channel, or two where the
+        variance was learned. Its dropout, which the weights do not say, is 0.
+
+    Raises:
+        ValueError: If neither or both of num_heads and num_head_channels are given, or do not
+            divide the channels; if a weight is missing, not expected, or of another shape, naming
+            the first; if the image cannot be halved at every level; or if UNet2DModel has no such
+            layers: levels pooled without a convolution (conv_resample=False), a first level of
+            other channels than the timestep's sinusoid (channel_mult that does not begin with 1).
+    """
+    theirs = ForeignWeights(weights)
+    plan = _read_plan(theirs)
+    config = _read_config(theirs, plan, image_size, num_heads, num_head_channels)
+    split = _split_attention(theirs, num_heads, num_head_channels, use_new_attention_order)
+    return assembled(ForeignWeights(split), config, plan.their_name)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the numbers of their blocks fall into levels.
+
+    Attributes:
+        levels: How many there are.
+        layers: Residual blocks of a level on the way down; there is one more on the way up.
+        attends: Whether each level, from the image on, has attention.
+        resnet: Whether residual blocks halve and double, rather than convolutions.
+    """
+
+    levels: int
+    layers: int
+    attends: tuple[bool, ...]
+    resnet: bool
+
+    def down(self, level: int, index: int) -> int:
+        """Number of the input block; the level's last is what halves."""
+        return 1 + level * (self.layers + 1) + index
+
+    def their_name(self, ours: str) -> str:
+        """Our name for a weight -> theirs, with (q), (k) or (v) behind that of a third of qkv."""
+        name = _BLOCK.sub(self._their_block, ours)
+        name = name.replace(".0.conv.", ".0.op.") if ".downsamplers." in ours else name
+        name = re.sub(r"to_([qkv])\.(weight|bias)", r"qkv.\2 (\1)", name)
+        return _PART.sub(lambda part: _NAMES[part[0]], name)
+
+    def _their_block(self, ours: re.Match) -> str:
+        way, level, kind, index = ours[1], int(ours[2]), ours[3], int(ours[4])
+        if way == "down":
+            number = self.down(level, self.layers if kind == "downsamplers" else index)
+            return f"input_blocks.{number}.{int(kind == 'attentions')}"
+        first = level * (self.layers + 1)
+        if kind == "upsamplers":
+            # Behind the last block of the level and, where there is one, its attention.
+            return f"output_blocks.{first + self.layers}.{1 + self.attends[::-1][level]}"
+        return f"output_blocks.{first + index}.{int(kind == 'attentions')}"
+
+
+def _read_plan(weights: ForeignWeights) -> _Plan:
+    gap = weights.count("input_blocks.{}.")
+    if weights.has(f"input_blocks.{gap + 1}."):
+        raise ValueError(
+            f"input_blocks.{gap}.* is missing: the file is not whole, or its levels are pooled "
+            "without weights (conv_resample=False), which UNet2DModel has no layer for"
+        )
+    blocks = weights.count("output_blocks.{}.")
+    # A level ends with what doubles the image; the last has none.
+    doubles = [
+        number
+        for number in range(blocks)
+        for place in (1, 2)
+        for what in ("conv", "in_layers")
+        if weights.has(f"output_blocks.{number}.{place}.{what}")
+    ]
+    of_a_level = doubles[0] + 1 if doubles else blocks
+    levels = blocks // of_a_level
+    if blocks % of_a_level or of_a_level < 2:
+        raise ValueError(
+            f"the {blocks} output_blocks do not fall into levels of {of_a_level}, whose last "
+            "doubles the image: this is another network than UNetModel"
+        )
+    firsts = [1 + level * of_a_level for level in range(levels)]
+    return _Plan(
+        levels=levels,
+        layers=of_a_level - 1,
+        attends=tuple(weights.has(f"input_blocks.{first}.1.") for first in firsts),
+        resnet=weights.has(f"input_blocks.{of_a_level}.0.in_layers."),
+    )
+
+
+def _read_config(
+    weights: ForeignWeights,
+    plan: _Plan,
+    image_size: int,
+    num_heads: int | None,
+    num_head_channels: int | None,
+) -> dict[str, Any]:
+    """Arguments of `UNet`."""
+    channels = tuple(
+        weights.shape(f"input_blocks.{plan.down(level, 0)}.0.out_layers.3.bias", 1)[0]
+        for level in range(plan.levels)
+    )
+    first, in_channels = weights.shape("input_blocks.0.0.weight", 4)[:2]
+    sinusoid = weights.shape("time_embed.0.weight", 2)[1]
+    if first != sinusoid:
+        raise ValueError(
+            f"time_embed.0.weight takes {sinusoid} numbers and the first level has {first} "
+            "channels (a channel_mult that does not begin with 1): in UNet2DModel they are equal"
+        )
+    plain = "ResnetDownsampleBlock2D" if plan.resnet else "DownBlock2D"
+    down = tuple("AttnDownBlock2D" if attends else plain for attends in plan.attends)
+    resample = "resnet" if plan.resnet else "conv"
+    scaled = weights.shape("input_blocks.1.0.emb_layers.1.bias", 1)[0] == 2 * channels[0]
+    classes = weights.shape("label_emb.weight", 2)[0] if weights.has("label_emb.") else None
+    return {
+        **_THEIR_NORM,
+        "sample_size": image_size,
+        "in_channels": in_channels,
+        "out_channels": weights.shape("out.2.bias", 1)[0],
+        "block_out_channels": channels,
+        "layers_per_block": plan.layers,
+        "down_block_types": down,
+        "up_block_types": tuple(
+            name.replace("Downsample", "Upsample").replace("Down", "Up") for name in down[::-1]
+        ),
+        "downsample_type": resample,
+        "upsample_type": resample,
+        "resnet_time_scale_shift": "scale_shift" if scaled else "default",
+        "num_class_embeds": classes,
+        **_heads(channels, plan, num_heads, num_head_channels),
+    }
+
+
+def _heads(
+    channels: tuple[int, ...], plan: _Plan, num_heads: int | None, num_head_channels: int | None
+) -> dict[str, int | None]:
+    """The arguments of `UNet` that say how wide a head is; UNet2DModel's where it can."""
+    if (num_heads is None) == (num_head_channels is None):
+        given = "neither is" if num_heads is None else "both are"
+        raise ValueError(
+            f"num_heads or num_head_channels must be given, and {given}: the weights do not say "
+            "how many heads share their channels; the training's flags do (num_heads is 4 if unset)"
+        )
+    name = "num_heads" if num_head_channels is None else "num_head_channels"
+    value = num_heads or num_head_channels or 0
+    attended = [c for c, attends in zip(channels, plan.attends, strict=True) if attends]
+    widths = {*attended, channels[-1]}
+    for width in sorted(widths):
+        if value < 1 or width % value:
+            raise ValueError(f"{name}={value} does not divide the {width} channels of an attention")
+    if num_head_channels is not None:
+        return {"attention_head_dim": num_head_channels}
+    if len(widths) > 1 and value > 1:
+        return {"num_attention_heads": num_heads}
+    return {"attention_head_dim": None if value == 1 else channels[-1] // value}
+
+
+def _split_attention(
+    weights: ForeignWeights,
+    num_heads: int | None,
+    num_head_channels: int | None,
+    new_order: bool,
+) -> dict[str, Any]:
+    """Every qkv as three weights, the others as they are."""
+    pattern = "(three heads d) ... -> three (heads d) ..."
+    if not new_order:
+        pattern = pattern.replace("three heads d", "heads three d", 1)
+    split: dict[str, Any] = {}
+    for name, array in weights.weights.items():
+        if ".qkv." not in name:
+            split[name] = array
+            continue
+        qkv = weights.tensor(name)
+        rows = qkv.shape[0] if qkv.ndim else 0
+        heads = num_heads or rows // 3 // (num_head_channels or 1)
+        if not heads or rows % (3 * heads):
+            raise ValueError(f"{name} has {rows} rows, which no q, k and v of equal heads have")
+        parts = rearrange(qkv, pattern, three=3, heads=heads)
+        split |= {f"{name} ({part})": third for part, third in zip("qkv", parts, strict=True)}
+    return split
