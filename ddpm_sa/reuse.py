@@ -79,5 +79,7 @@ def check_interval(unet: Any, interval: int) -> None:
             f"cache_interval={interval} needs a ddpm_sa.UNet, not a {type(unet).__name__}; open "
             "its folder with ddpm_sa.UNet.from_pretrained, the weights are the same"
         )
+    if unet._compiled_call_impl is not None:
+        raise ValueError(f"cache_interval={interval} needs a network that is not compiled")
     if len(unet.down_blocks) < 2:
         raise ValueError(f"cache_interval={interval} needs a network of two levels or more")

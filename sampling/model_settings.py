@@ -124,13 +124,14 @@ class MethodSettings:
         }
 
 
-def open_model(model: str, weights: Weights, dtype: str) -> Pipeline:
+def open_model(model: str, weights: Weights, dtype: str, compile: bool = False) -> Pipeline:
     """The pipeline of a model folder, of a run folder, or of a repository on the hub.
 
     Args:
         model: Which.
         weights: "ema", the averaged ones in model/; or "raw", those in model-raw/ beside it.
         dtype: In which the network computes.
+        compile: Whether torch.compile makes it faster, a size of batch at a time.
 
     Raises:
         ValueError: If there is no such model.
@@ -148,6 +149,8 @@ def open_model(model: str, weights: Weights, dtype: str) -> Pipeline:
     pipeline = Pipeline.from_pretrained(folder if folder.exists() else model)
     if dtype == "bfloat16":
         pipeline.unet.bfloat16()  # diffusers' .to(dtype) prints a warning about no modules
+    if compile:
+        pipeline.unet.compile(dynamic=False)
     return pipeline
 
 

@@ -57,6 +57,9 @@ class Settings(MethodSettings):
         device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
         dtype: In which the network computes. bfloat16 is faster where the processor has it, and
             makes images that differ in small details.
+        compile: torch.compile the network first: minutes at the start, and again for a last batch
+            of another size, for many images on a GPU. Not with guidance by attention, nor with
+            cache_interval.
     """
 
     model: str
@@ -71,6 +74,7 @@ class Settings(MethodSettings):
     animation: Literal["none", "gif", "webp"] = "none"
     device: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -97,7 +101,7 @@ class Settings(MethodSettings):
 def main() -> None:
     settings = parse(Settings)
     here = join()
-    pipeline = open_model(settings.model, settings.weights, settings.dtype)
+    pipeline = open_model(settings.model, settings.weights, settings.dtype, settings.compile)
     indices, image_format = settings.chosen(), pipeline.image_format
     labels: dict[int, int | None] = dict.fromkeys(indices)
     classes = pipeline.class_labels(indices, settings.class_labels)

@@ -16,6 +16,11 @@ from ddpm_sa.cli import run_program
 from ddpm_sa.images import ImageFormat
 from sampling.sample import main
 from tests.runs import environment, torchrun
+from tests.workers import Workers
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script_method:DeprecationWarning"  # inductor's own
+)
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -172,6 +177,8 @@ def test_classes_are_given_by_one_number_or_a_list(models, sample, tmp_path):
         (["--guidance.kind", "pag", "--guidance.interval", "all"], "FROM:TO"),
         (["--guidance.kind", "cgf"], "guidance"),
         (["--cache_interval", 0], "cache_interval=0 must be at least 1"),
+        (["--cache_interval", 2, "--compile", "true"], "a network that is not compiled"),
+        (["--guidance.kind", "pag", "--compile", "true"], "the network is compiled"),
         (["--weights", "raw"], "keep_raw"),
         (["--model", "."], "no model folder"),
         (["--model", "no/such/folder"], "no/such/folder is no folder here"),
@@ -343,6 +350,39 @@ def test_two_processes_make_the_images_of_one(models, sample, tmp_path):
     assert_nearly_equal(pixels(tmp_path / "two"), pixels(tmp_path / "one"))
     record = json.loads((tmp_path / "two" / "samples.json").read_text())
     assert record["environment"]["processes"] == 2
+
+
+def program(argv):
+    """The program in a process of its own."""
+    sys.argv = ["sample.py", *argv]
+    main()
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++", "euler_ancestral", "dpmsolver++sde"])
+def test_processes_agree_before_rounding(scheduler, tmp_path):
+    torch.manual_seed(0)
+    image_format = ImageFormat(channels=1, size=(8, 8), bit_depth=32, value_range=(-1.0, 1.0))
+    unet = UNet(**SMALL | {"in_channels": 1, "out_channels": 1})
+    Pipeline(unet, DDPMScheduler(clip_sample=False), image_format).save_pretrained(tmp_path / "m")
+    words = ["--model", tmp_path / "m", "--num_images", 5, "--steps", 4, "--scheduler", scheduler]
+    made = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        argv = [*map(str, words), "--output_dir", str(out)]
+        with Workers(argv, processes, tmp_path / "printed", program=program) as workers:
+            assert workers.wait() == [0] * processes, workers.printed()
+        made.append(np.stack([np.load(out / f"{index:06}.npy") for index in range(5)]))
+    assert made[0].std() > 0.1
+    assert abs(made[0] - made[1]).max() < 1e-4
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler on a CPU")
+@pytest.mark.slow
+def test_a_compiled_network_makes_the_same_images(models, sample, tmp_path):
+    words = ["--model", models / "grey", "--num_images", "3", "--steps", "2"]
+    assert sample(*words, "--output_dir", tmp_path / "eager")[0] == 0
+    assert sample(*words, "--output_dir", tmp_path / "compiled", "--compile", "true")[0] == 0
+    assert_nearly_equal(pixels(tmp_path / "compiled"), pixels(tmp_path / "eager"))
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ class Workers:
         processes: How many.
         output: Where what they print goes.
         before: Called first in each, with its rank.
+        program: What gets the command line; the training, if not given.
     """
 
     def __init__(
@@ -35,12 +36,15 @@ class Workers:
         processes: int,
         output: Path,
         before: Callable[[int], None] | None = None,
+        program: Callable[[list[str]], None] = main,
     ):
         port = free_port() if processes > 1 else 0
         self.output = output
         output.write_text("")
         self.processes = [
-            CONTEXT.Process(target=_work, args=(argv, rank, processes, port, output, before))
+            CONTEXT.Process(
+                target=_work, args=(argv, rank, processes, port, output, before, program)
+            )
             for rank in range(processes)
         ]
         for process in self.processes:
@@ -85,6 +89,7 @@ def _work(
     port: int,
     output: Path,
     before: Callable[[int], None] | None,
+    program: Callable[[list[str]], None],
 ) -> None:
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -101,4 +106,4 @@ def _work(
         }
     if before is not None:
         before(rank)
-    run_program(lambda: main(argv))
+    run_program(lambda: program(argv))

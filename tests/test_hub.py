@@ -1,0 +1,92 @@
+"""Models on the hub, by the hub's own client, against a hub of the tests."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from safetensors.torch import load
+
+from ddpm_sa import Pipeline, UNet
+from tests.hub import local_hub
+from tests.reference import SMALL, randomise_
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub") / "model"
+    Pipeline(randomise_(UNet(**SMALL | {"sample_size": 8})), DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+def run(program: str, address: str, home: Path) -> subprocess.CompletedProcess:
+    """A program as a user of that hub; the client reads its address when it is imported."""
+    told = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | told | {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1"},
+        timeout=300,
+    )
+
+
+def test_a_model_is_pushed_and_opened_by_us_and_by_diffusers(folder, tmp_path):
+    with local_hub() as (address, repositories):
+        pushed = run(
+            f"""
+from ddpm_sa import Pipeline
+print(Pipeline.from_pretrained({str(folder)!r}).push_to_hub("me/digits", token="hf_none"))
+""",
+            address,
+            tmp_path / "there",
+        )
+        assert pushed.stdout.strip() == f"{address}/me/digits", pushed.stderr[-2000:]
+        files = repositories["me/digits"]
+        opened = run(
+            """
+import json
+from diffusers import DDPMPipeline
+from ddpm_sa import Pipeline
+ours, theirs = Pipeline.from_pretrained("me/digits"), DDPMPipeline.from_pretrained("me/digits")
+sums = [sum(w.double().abs().sum().item() for w in p.unet.parameters()) for p in (ours, theirs)]
+print(json.dumps(sums))
+""",
+            address,
+            tmp_path / "here",
+        )
+    assert {"model_index.json", "images.json", "README.md", "unet/config.json"} <= files.keys()
+    weights = load(files["unet/diffusion_pytorch_model.safetensors"])
+    saved = Pipeline.from_pretrained(folder).unet.state_dict()
+    assert weights.keys() == saved.keys()
+    assert all(torch.equal(weights[name], saved[name]) for name in saved)
+    total = sum(weight.double().abs().sum().item() for weight in weights.values())
+    assert opened.returncode == 0, opened.stderr[-2000:]
+    assert json.loads(opened.stdout) == [pytest.approx(total, rel=1e-12)] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        ("Pipeline.from_pretrained(FOLDER).push_to_hub('me/digits')", "could not be pushed"),
+        ("Pipeline.from_pretrained('me/digits')", "no repository that the hub gives"),
+    ],
+)
+def test_a_hub_that_is_not_reached_is_told_in_words(does, says, folder, tmp_path):
+    program = f"""
+from ddpm_sa import Pipeline
+try:
+    {does.replace("FOLDER", repr(str(folder)))}
+except ValueError as error:
+    print(error)
+"""
+    done = run(program, "http://127.0.0.1:9", tmp_path)
+    assert done.stdout.startswith("me/digits "), done.stderr[-500:]
+    assert says in done.stdout
