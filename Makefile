@@ -13,7 +13,7 @@ setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,log,page,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,log,page,eval,dev]'
 	touch $@
 
 demo: setup

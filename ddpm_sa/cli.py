@@ -3,6 +3,7 @@
 A user's mistake ends in one line and exit code 2; a traceback is for our own bugs.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -43,6 +44,29 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
         return config(**vars(parser.instantiate(settings)))
     except (ArgumentError, ValueError, TypeError) as error:
         raise ValueError(f"{_one_line(str(error))} (--help lists every setting)") from error
+
+
+def repeated(argv: Sequence[str], *names: str) -> list[str]:
+    """Every `--name A --name B` of these names as the one list that `parse` knows, `--name [A,B]`.
+
+    Raises:
+        ValueError: If one of them comes without a value.
+    """
+    found: dict[str, list[str]] = {}
+    rest, words = [], iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag not in {f"--{name}" for name in names}:
+            rest.append(word)
+            continue
+        given = value if equals else next(words, "--")
+        if given.startswith("--"):
+            raise ValueError(f"{flag} needs a value")
+        found.setdefault(flag, []).append(given)
+    for flag, values in found.items():
+        alone = len(values) == 1 and values[0].startswith("[")
+        rest += [flag, values[0] if alone else json.dumps(values)]
+    return rest
 
 
 def run_program(main: Callable[[], object]) -> NoReturn:

@@ -24,7 +24,7 @@ from ddpm_sa.cli import parse, run_program
 from ddpm_sa.processes import by_process_0, join, leave
 from ddpm_sa.sampler import Method
 from sampling.animation import save_animation
-from sampling.device import device_named
+from sampling.device import device_of
 from sampling.folder import GRID, begin, save_array, save_grid, save_images
 from sampling.model_settings import (
     MethodSettings,
@@ -109,8 +109,7 @@ def main() -> None:
         labels.update(zip(indices, classes.tolist(), strict=True))
     what_matters = identity_of(pipeline) | settings.record()
     what_matters |= {"seed": settings.seed, "dtype": settings.dtype}
-    shared = settings.device is None and here.num_processes > 1
-    device = here.device if shared and here.device else device_named(settings.device)
+    device = device_of(here, settings.device)
     pipeline.to(device)
     method = settings.method(pipeline)
 

