@@ -103,6 +103,17 @@ def test_memory_counts_what_training_keeps() -> None:
     assert "activations not counted" in str(expected_memory(lean, Layout(8), network))
 
 
+def test_memory_of_a_network_that_is_spread_is_a_part_and_an_average() -> None:
+    network = build_network(CONFIG.model, IMAGES, 0)
+    whole = expected_memory(CONFIG, Layout(8), network)
+    spread = replace(CONFIG, sharding="fsdp")
+    part = expected_memory(spread, Layout(8, processes=4), network)
+    for name in ("weights", "gradients", "optimizer"):
+        assert getattr(part, name) == getattr(whole, name) // 4
+    assert part.averages == whole.averages // 4 + whole.averages
+    assert "sharding=fsdp has no second process" in said(spread, processes=1)
+
+
 # A process of its own, since memory once freed is used again without being seen.
 MEASURED = """
 import psutil, torch

@@ -43,7 +43,7 @@ def run(tmp_path):
     trainee = make_trainee()
     for step in (1, 2, 3):
         train(trainee, range(step - 1, step))
-        save_checkpoint(checkpoint_path(tmp_path, step), trainee, {"step": step}, keep=9)
+        save_checkpoint(checkpoint_path(tmp_path, step), trainee.tensors(), {"step": step}, keep=9)
     return tmp_path
 
 
@@ -61,7 +61,7 @@ def test_training_from_a_checkpoint_gives_the_bits_of_training_on(run):
 
 def test_plain_values_come_back_exactly(tmp_path):
     state = {"step": 3, "losses": [0.1, 1e-300, 2 / 3], "name": "σ"}
-    save_checkpoint(checkpoint_path(tmp_path, 3), make_trainee(), state, keep=1)
+    save_checkpoint(checkpoint_path(tmp_path, 3), make_trainee().tensors(), state, keep=1)
     assert load_state(checkpoint_path(tmp_path, 3)) == state
 
 
@@ -125,7 +125,7 @@ def test_unfinished_checkpoint_is_not_one(run):
 
 
 def test_oldest_checkpoints_are_removed(run):
-    save_checkpoint(checkpoint_path(run, 4), make_trainee(), {}, keep=2)
+    save_checkpoint(checkpoint_path(run, 4), make_trainee().tensors(), {}, keep=2)
     left = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert left == ["step-00000003", "step-00000004"]
 
@@ -133,27 +133,29 @@ def test_oldest_checkpoints_are_removed(run):
 def test_a_damaged_checkpoint_does_not_count_towards_those_kept(run):
     truncate(checkpoint_path(run, 3))
     flip_a_byte(checkpoint_path(run, 2))
-    save_checkpoint(checkpoint_path(run, 4), make_trainee(), {}, keep=2)
+    save_checkpoint(checkpoint_path(run, 4), make_trainee().tensors(), {}, keep=2)
     left = {path.name: damage_of(path) for path in (run / "checkpoints").iterdir()}
     assert [name for name in sorted(left) if left[name] is None] == [
         "step-00000001",
         "step-00000004",
     ]
-    save_checkpoint(checkpoint_path(run, 5), make_trainee(), {}, keep=2)
+    save_checkpoint(checkpoint_path(run, 5), make_trainee().tensors(), {}, keep=2)
     left = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert left == ["step-00000004", "step-00000005"]
 
 
 def test_every_so_many_checkpoints_one_stays(tmp_path):
     for step in range(1, 10):
-        save_checkpoint(checkpoint_path(tmp_path, step), make_trainee(), {}, keep=2, keep_every=3)
+        save_checkpoint(
+            checkpoint_path(tmp_path, step), make_trainee().tensors(), {}, keep=2, keep_every=3
+        )
     left = sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir())
     assert left == [3, 6, 8, 9]
 
 
 def test_a_damaged_checkpoint_is_written_again(run):
     truncate(checkpoint_path(run, 3))
-    save_checkpoint(checkpoint_path(run, 3), make_trainee(), {"step": 3}, keep=9)
+    save_checkpoint(checkpoint_path(run, 3), make_trainee().tensors(), {"step": 3}, keep=9)
     assert damage_of(checkpoint_path(run, 3)) is None
 
 
@@ -162,7 +164,7 @@ def test_a_save_that_fails_leaves_the_one_before_it(run):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # as a quota would
     try:
         with pytest.raises((OSError, SafetensorError)):
-            save_checkpoint(checkpoint_path(run, 4), make_trainee(width=64), {}, keep=1)
+            save_checkpoint(checkpoint_path(run, 4), make_trainee(width=64).tensors(), {}, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert newest_checkpoint(run) == (checkpoint_path(run, 3), [])

@@ -7,8 +7,10 @@ from tests import (
     test_kills,
     test_launchers,
     test_loop,
+    test_nonfinite,
+    test_resume,
     test_state,
-    test_train,
+    test_stop,
 )
 from tests.runs import ROOT
 from training.config import DataConfig, TrainConfig
@@ -20,7 +22,8 @@ SECTION = PAGE.partition("## Stopping, resuming, faults")[2].partition("\n## ")[
 # The first words of each row, and the tests that hold it.
 HELD_BY = {
     "SIGTERM": (
-        test_train.test_signal_ends_the_run_so_that_it_goes_on_bit_for_bit,
+        test_stop.test_signal_ends_the_run_so_that_it_goes_on_bit_for_bit,
+        test_stop.test_closed_terminal_ends_the_run_so_that_it_goes_on_bit_for_bit,
         test_launchers.test_signal_to_the_whole_group_ends_the_run_well,
         test_launchers.test_end_of_torchrun_ends_the_run_well,
     ),
@@ -28,7 +31,7 @@ HELD_BY = {
         test_launchers.test_end_of_accelerate_launch_ends_the_run_well,
         test_launchers.test_end_of_torchrun_ends_the_run_well,
     ),
-    "`--time_limit`": (test_train.test_run_stopped_twice_leaves_the_samples_of_one_that_was_not,),
+    "`--time_limit`": (test_resume.test_run_stopped_twice_leaves_the_samples_of_one_that_was_not,),
     "SIGKILL": (
         test_kills.test_killed_three_times_is_the_run_that_was_not,
         test_kills.test_killed_twenty_times_is_the_run_that_was_not,
@@ -40,7 +43,7 @@ HELD_BY = {
     "a checkpoint is truncated": (
         test_state.test_damaged_checkpoint_is_named_and_passed_over,
         test_state.test_a_damaged_checkpoint_does_not_count_towards_those_kept,
-        test_train.test_damaged_checkpoint_is_passed_over_on_resume,
+        test_resume.test_damaged_checkpoint_is_passed_over_on_resume,
     ),
     "the disk is full": (
         test_faults.test_full_disk_ends_the_run_and_leaves_the_last_checkpoint,
@@ -52,15 +55,16 @@ HELD_BY = {
     "the loss or the gradient": (
         test_loop.test_a_value_that_is_not_finite_stops_before_the_weights,
         test_loop.test_an_update_that_is_not_finite_is_left_out_where_asked,
-        test_train.test_updates_that_are_not_finite_are_left_out_and_counted,
+        test_nonfinite.test_updates_that_are_not_finite_are_left_out_and_counted,
+        test_nonfinite.test_all_processes_leave_out_the_update_that_one_found_not_finite,
     ),
     "machines": (test_faults.test_hosts_that_share_no_disk_are_told_so,),
     "other settings": (
-        test_train.test_resume_under_other_settings_is_refused_before_anything_changes,
-        test_train.test_resume_under_other_settings_is_said_where_asked_for,
-        test_train.test_resume_on_other_images_of_the_same_name_is_refused,
+        test_resume.test_resume_under_other_settings_is_refused_before_anything_changes,
+        test_resume.test_resume_under_other_settings_is_said_where_asked_for,
+        test_resume.test_resume_on_other_images_of_the_same_name_is_refused,
     ),
-    "`--resume CHECKPOINT`": (test_train.test_going_back_sets_later_checkpoints_aside,),
+    "`--resume CHECKPOINT`": (test_resume.test_going_back_sets_later_checkpoints_aside,),
 }
 
 

@@ -179,6 +179,9 @@ class TrainConfig:
     """Precision of the network's arithmetic. auto: bf16 where the device is fast at it."""
     compile: bool = False
     """torch.compile the network: minutes at the start, for a faster long run on a GPU."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """fsdp: each process keeps a part of weights, averages and optimiser, for networks that outgrow
+    one GPU. none: each keeps them whole."""
     time_limit: float | None = None
     """Minutes after which the run ends as if its steps were done."""
     keep_checkpoints: int = 2
@@ -209,6 +212,16 @@ class TrainConfig:
             f"keep_every={self.keep_every} must be a multiple of save_every={self.save_every}, "
             "or null: only what is saved can be kept",
         )
+        with_shards = {
+            "optim.optimizer": (self.optim.optimizer, "muon", "adam"),
+            "compile": (self.compile, True, False),
+            "mixed_precision": (self.mixed_precision, "fp16", "bf16"),
+        }
+        for name, (value, impossible, way_out) in with_shards.items():
+            require(
+                self.sharding == "none" or value != impossible,
+                f"sharding={self.sharding} cannot be had with {name}={value}; use {way_out}",
+            )
         require(self.seed >= 0, f"seed={self.seed} must be 0 or more")
         for name in ("sample_every", "validate_every"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")

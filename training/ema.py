@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config import EMAConfig
+from training.shards import laid_out_as
 
 
 class EMA:
@@ -60,7 +61,7 @@ class EMA:
                     f"the saved average of {name} has shape {tuple(state[name].shape)}, "
                     f"the network's is {tuple(average.shape)}"
                 )
-            average.copy_(state[name])
+            average.copy_(laid_out_as(average, state[name]))
 
 
 class Averages:

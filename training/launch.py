@@ -13,6 +13,7 @@ from ddpm_sa import processes
 from ddpm_sa.processes import Result, join, without_accelerator
 from training.config import TrainConfig
 from training.draws import Layout
+from training.shards import asked_of_accelerate
 
 PACKAGE_OF_TRACKER = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
@@ -38,6 +39,8 @@ def settle(config: TrainConfig) -> TrainConfig:
             f"tracker={config.tracker} needs the package {package}: pip install {package}, or "
             "choose tracker none (metrics.jsonl is written in any case)"
         )
+    if asked_of_accelerate():
+        config = replace(config, sharding="fsdp")
     if config.mixed_precision == "auto":
         return replace(config, mixed_precision="bf16" if fast_at_bf16(device) else "no")
     return config
@@ -94,4 +97,5 @@ def environment(accelerator: Accelerator, config: TrainConfig) -> dict[str, Any]
         "processes": accelerator.num_processes,
         "accumulation": accelerator.gradient_accumulation_steps,
         "compile": config.compile,
+        "sharding": config.sharding,
     }

@@ -19,6 +19,7 @@ from ddpm_sa.data.dataset import Images, prefetched
 from training.config import OptimConfig, TrainConfig
 from training.draws import Draw, Draws, Layout, seed_dropout
 from training.network import memory_format
+from training.shards import whole
 
 Loss = Callable[[nn.Module, "MicroBatch"], Tensor]
 
@@ -199,7 +200,7 @@ def _agree(
     One exchange and one transfer, since each makes the device wait.
     """
     assert grad_norm is not None
-    mine = torch.cat([losses, grad_norm.reshape(1), losses.new_tensor([float(stop)])])
+    mine = torch.cat([losses, whole(grad_norm).reshape(1), losses.new_tensor([float(stop)])])
     gathered = accelerator.gather(mine)
     assert isinstance(gathered, Tensor)
     gathered = gathered.reshape(accelerator.num_processes, -1).double().cpu()

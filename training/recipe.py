@@ -16,6 +16,7 @@ from training.config import ObjectiveConfig, OptimConfig, TrainConfig
 from training.loop import Loss, MicroBatch
 from training.muon import Muon
 from training.network import memory_format
+from training.shards import shard
 
 # DDPMScheduler's names of the schedules.
 BETA_SCHEDULE = {"linear": "linear", "cosine": "squaredcos_cap_v2", "quadratic": "scaled_linear"}
@@ -107,6 +108,11 @@ def prepare(
     accelerator: Accelerator, network: UNet, config: TrainConfig
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The network as the loop trains it, on its device and over all processes; its optimiser."""
+    if config.sharding == "fsdp" and accelerator.num_processes > 1:
+        shard(network, accelerator)
+        # What else it would do is give each process the whole network.
+        prepared = accelerator.prepare_model(network, evaluation_mode=True)
+        return prepared, accelerator.prepare_optimizer(make_optimizer(network, config.optim))
     network.to(memory_format=memory_format(accelerator.device))  # pyright: ignore[reportCallIssue]
     if config.compile:
         network.compile(dynamic=False)

@@ -59,10 +59,14 @@ def report(config: TrainConfig, layout: Layout, images: Images, network: UNet, s
     parameters = sum(parameter.numel() for parameter in network.parameters())
     attention = ", ".join(attention_layers(network)) or "no place"
     per_epoch = images.length / config.batch_size
+    notes = fine_tuning_notes(config)
+    if config.sharding == "fsdp" and layout.processes == 1:
+        notes.append("warning     sharding=fsdp has no second process to spread the network over")
     lines = [
         *images.describe(config.data.source),
         f"network     {parameters:,} parameters, attention at {attention}",
-        f"processes   {layout.processes} on {network.device}, precision {config.mixed_precision}",
+        f"processes   {layout.processes} on {network.device}, precision {config.mixed_precision}"
+        + (f", sharding {config.sharding}" if config.sharding != "none" else ""),
         f"batch       {config.batch_size} = {layout.processes} processes x {layout.accumulation} "
         f"accumulated x {layout.micro} images",
         f"memory      {expected_memory(config, layout, network)}; on each process",
@@ -70,7 +74,7 @@ def report(config: TrainConfig, layout: Layout, images: Images, network: UNet, s
         f"{config.steps / per_epoch:.1f} epochs",
         f"lr          {learning_rate_in_words(config.optim)}",
         f"looking     {looks_in_words(config, images.validation is not None)}",
-        *fine_tuning_notes(config),
+        *notes,
         *(f"warning     {warning}" for warning in warnings(config, images, network)),
     ]
     return "\n".join(lines)
@@ -99,13 +103,18 @@ def looks_in_words(config: TrainConfig, held_out: bool) -> str:
 
 
 def expected_memory(config: TrainConfig, layout: Layout, network: UNet) -> Memory:
-    """What each process will keep; Adam keeps two means."""
+    """What each process will keep; Adam keeps two means.
+
+    Of a network that is spread each keeps its part, and the main average whole, to look at.
+    """
     weights = sum(parameter.nbytes for parameter in network.parameters())
+    spread = config.sharding == "fsdp" and layout.processes > 1
+    part = weights // layout.processes if spread else weights
     return Memory(
-        weights=weights,
-        averages=weights * (1 + len(config.ema.more)),
-        optimizer=2 * weights,
-        gradients=weights,
+        weights=part,
+        averages=part * (1 + len(config.ema.more)) + (weights if spread else 0),
+        optimizer=2 * part,
+        gradients=part,
         # What is computed again is not kept.
         activations=None
         if config.model.gradient_checkpointing

@@ -19,6 +19,7 @@ from training.figure import read_records
 from training.launch import by_process_0, environment
 from training.resume import record_launch, set_aside_later, what_counts
 from training.settings import save_config
+from training.shards import whole
 from training.state import (
     Trainee,
     checkpoint_path,
@@ -35,7 +36,8 @@ def averaged_pipeline(
 
     The network in training may be compiled and run in half precision; this one never is.
     """
-    return Pipeline(network_with(network, ema.state_dict()), scheduler, images.format)
+    weights = {name: whole(weight) for name, weight in ema.state_dict().items()}
+    return Pipeline(network_with(network, weights), scheduler, images.format)
 
 
 def network_with(network: UNet, weights: Mapping[str, Tensor]) -> UNet:
@@ -117,8 +119,9 @@ class RunFolder:
             "counts": self.counts,
         }
         keep = (config.keep_checkpoints, config.keep_every)
+        tensors = self.trainee.tensors(self.accelerator.is_main_process)
         by_process_0(
-            lambda: save_checkpoint(folder, self.trainee, state, *keep),
+            lambda: save_checkpoint(folder, tensors, state, *keep),
             f"{folder} could not be written, what was kept before it is untouched",
         )
 
@@ -128,10 +131,12 @@ class RunFolder:
         Raises:
             ValueError: If one cannot be written; the one before it, if any, is then untouched.
         """
+        raw, here = self.config.ema.keep_raw, self.accelerator.is_main_process
+        further = self.trainee.further_weights(raw, here)
 
         def write() -> None:
             self._write_model(pipeline, "model", grid)
-            for name, weights in self.trainee.further_weights(self.config.ema.keep_raw).items():
+            for name, weights in further.items():
                 network = network_with(pipeline.unet, weights)
                 other = Pipeline(network, pipeline.scheduler, pipeline.image_format)
                 self._write_model(other, f"model-{name}")

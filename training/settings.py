@@ -29,6 +29,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "keep_checkpoints",
         "keep_every",
         "on_nonfinite",
+        "sharding",
         "tracker",
         "data.num_workers",
         "data.memory",

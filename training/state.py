@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from training.ema import Averages
 from training.files import flush
+from training.shards import gathered, laid_out_as
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -40,8 +41,11 @@ class Trainee:
     averages: Averages
     optimizer: torch.optim.Optimizer
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """File stem -> tensors by name; the optimiser's are `parameter:quantity`."""
+    def tensors(self, keep: bool = True) -> dict[str, dict[str, Tensor]]:
+        """File stem -> tensors by name; the optimiser's are `parameter:quantity`.
+
+        Every process of a run whose network is spread must ask, and those that `keep` get them.
+        """
         optimizer = {
             f"{name}:{key}": value
             for name, parameter in self.network.named_parameters()
@@ -49,13 +53,15 @@ class Trainee:
         }
         weights = dict(self.network.state_dict())
         averages = {name: ema.state_dict() for name, ema in self.averages.by_name.items()}
-        return {"weights": weights, "optimizer": optimizer, **averages}
+        every = {"weights": weights, "optimizer": optimizer, **averages}
+        return {stem: gathered(tensors, keep) for stem, tensors in every.items()}
 
-    def further_weights(self, raw: bool) -> dict[str, dict[str, Tensor]]:
+    def further_weights(self, raw: bool, keep: bool = True) -> dict[str, dict[str, Tensor]]:
         """Besides the main average: the other averages, and the weights themselves if `raw`."""
         weights = {name: ema.state_dict() for name, ema in self.averages.by_name.items()}
         del weights["ema"]
-        return weights | ({"raw": dict(self.network.state_dict())} if raw else {})
+        weights |= {"raw": dict(self.network.state_dict())} if raw else {}
+        return {name: gathered(tensors, keep) for name, tensors in weights.items()}
 
     def load(self, folder: Path) -> None:
         """Take a checkpoint's tensors.
@@ -63,8 +69,13 @@ class Trainee:
         Raises:
             ValueError: If they are not this network's.
         """
+        here = self.network.state_dict()
+        weights = {
+            name: laid_out_as(here[name], value) if name in here else value
+            for name, value in load_file(folder / "weights.safetensors").items()
+        }
         try:
-            self.network.load_state_dict(load_file(folder / "weights.safetensors"))
+            self.network.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"{folder} does not fit the network: {error}") from error
         for name, ema in self.averages.by_name.items():
@@ -75,6 +86,7 @@ class Trainee:
             parameter = parameters[owner]
             if value.shape == parameter.shape:
                 # In the order of the parameter's memory, as the optimiser itself makes it.
+                value = laid_out_as(parameter, value)
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             # Adam's step count is a scalar that stays where the optimiser made it: the CPU,
             # unless fused.
@@ -89,13 +101,17 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 
 def save_checkpoint(
-    folder: Path, trainee: Trainee, state: dict[str, Any], keep: int, keep_every: int | None = None
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: dict[str, Any],
+    keep: int,
+    keep_every: int | None = None,
 ) -> None:
     """Write a checkpoint so that it is either whole or not there, then remove the oldest.
 
     Args:
         folder: Its final name, from `checkpoint_path`.
-        trainee: What is trained.
+        tensors: `Trainee.tensors()`.
         state: Plain values for state.json.
         keep: Whole checkpoints left in the run, this one included.
         keep_every: Those of steps that this divides stay as well.
@@ -104,7 +120,7 @@ def save_checkpoint(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        _write_checkpoint(aside, trainee, state)
+        _write_checkpoint(aside, tensors, state)
         if folder.exists():  # an earlier one that was found damaged and passed over
             shutil.rmtree(folder)
         aside.rename(folder)
@@ -167,10 +183,12 @@ def damage_of(folder: Path) -> str | None:
     return None
 
 
-def _write_checkpoint(aside: Path, trainee: Trainee, state: dict[str, Any]) -> None:
-    for stem, tensors in trainee.tensors().items():
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, aside / f"{stem}.safetensors")
+def _write_checkpoint(
+    aside: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
+) -> None:
+    for stem, named in tensors.items():
+        here = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+        save_file(here, aside / f"{stem}.safetensors")
     _write_json(aside / STATE, state)
     files = {path.name: _fingerprint(path) for path in sorted(aside.iterdir())}
     _write_json(aside / MANIFEST, files)

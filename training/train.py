@@ -57,7 +57,7 @@ def train(config: TrainConfig) -> None:
 
     batches = make_batches(config, images, layout, start)
     log, stop = RunLog(accelerator, config, log_state, start), StopRequest(config.time_limit)
-    watch = Watch(accelerator, config, layout, images, pipeline, loss, log)
+    watch = Watch(accelerator, config, layout, images, pipeline, averages.main, loss, log)
     how = (partial(learning_rate, config.optim), config.optim.grad_clip, stop, config.on_nonfinite)
     steps = train_steps(accelerator, prepared, optimizer, loss, batches, *how)
     with log, stop:

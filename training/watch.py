@@ -10,8 +10,10 @@ from ddpm_sa.pipeline import Pipeline
 from ddpm_sa.sampler import Method
 from training.config import TrainConfig
 from training.draws import Layout
+from training.ema import EMA
 from training.log import RunLog
 from training.loop import Loss
+from training.shards import renew
 from training.sharing import share, together
 from training.validation import Validation
 
@@ -25,7 +27,7 @@ class Watch:
         accelerator: Shares the work.
         config, layout: What is looked at, how often, how many at once.
         images: Those of the run, with those held out.
-        pipeline: Holds the averaged weights.
+        pipeline, average: The averaged weights, in a network and by themselves.
         loss_of: Loss of each image of a micro-batch.
         log: Keeps what is seen.
     """
@@ -37,11 +39,12 @@ class Watch:
         layout: Layout,
         images: Images,
         pipeline: Pipeline,
+        average: EMA,
         loss_of: Loss,
         log: RunLog,
     ):
         self.accelerator, self.config, self.at_once = accelerator, config, layout.micro
-        self.pipeline, self.log = pipeline, log
+        self.pipeline, self.average, self.log = pipeline, average, log
         pipeline.set_progress_bar_config(disable=True)
         self.validation = None
         if images.validation is not None and config.validate_every:
@@ -57,6 +60,7 @@ class Watch:
         if self.validation is not None and (
             step % config.validate_every == 0 or step == config.steps
         ):
+            renew(self.pipeline.unet, self.average.state_dict())
             losses = self.validation(self.pipeline.unet)
             self.log.validation(self.validation.draw.t, losses)
         if config.sample_every and step % config.sample_every == 0:
@@ -75,6 +79,7 @@ class Watch:
 
     def samples(self) -> Image.Image:
         """Draw a grid from the averaged weights."""
+        renew(self.pipeline.unet, self.average.state_dict())
         number, here = self.config.num_samples, self.accelerator
         classes = self.pipeline.image_format.labels
         labels = None if classes is None else [i % len(classes) for i in range(number)]
