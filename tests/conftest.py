@@ -50,3 +50,12 @@ def saved_network(tmp_path_factory):
     torch.manual_seed(0)
     UNet(**NETWORK).to_diffusers().save_pretrained(folder / "unet")
     return folder
+
+
+@pytest.fixture
+def no_pause(monkeypatch):
+    """`datasets` waits five seconds whenever it closes a stream of several files, lest the process
+    end before Arrow's threads have (apache/arrow issue 45214); this one does not end then."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)

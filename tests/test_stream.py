@@ -15,6 +15,7 @@ from training.config import DataConfig
 from training.draws import Draws, Layout
 from training.loop import make_batch
 
+pytestmark = pytest.mark.usefixtures("no_pause")
 NUMBER = 30
 
 
