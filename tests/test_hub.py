@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub") / "model"
-    Pipeline(randomise_(UNet(**SMALL | {"sample_size": 8})), DDPMScheduler()).save_pretrained(folder)
+    Pipeline(randomise_(UNet(**SMALL | {"sample_size": 8})), DDPMScheduler()).save_pretrained(
+        folder
+    )
     return folder
 
 
