@@ -1,12 +1,13 @@
-"""How good are these models: distances to the data, shares, colours, side by side.
+"""How good are these models: distances to the data, likelihood, copies, losses, side by side.
 
     python sampling/evaluate.py --model runs/mnist/model --data mnist5k --output_dir measured
     python sampling/evaluate.py --model A --model B --samples FOLDER --data FOLDER ...
     torchrun --nproc_per_node 2 sampling/evaluate.py ...    (or accelerate launch) shares the work
 
-Prints a table and writes evaluation.json, with how to repeat it, and evaluation.png. Images are
-made on the fly as sampling/sample.py makes them, or read from a folder. docs/evaluation.md says
-what each number means.
+Prints a table and writes evaluation.json, with how to repeat it, and evaluation.png; with
+--likelihood, --nearest and --losses likelihood.png, nearest.png and losses.png too. Images are made
+on the fly as sampling/sample.py makes them, or read from a folder. docs/evaluation.md says what
+each number means.
 """
 
 import dataclasses
@@ -18,6 +19,8 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
+from accelerate import PartialState
+
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, repeated, run_program
 from ddpm_sa.data.config import DataConfig
@@ -25,7 +28,9 @@ from ddpm_sa.data.dataset import Images
 from ddpm_sa.data.opening import open_images
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.processes import by_process_0, join, leave
+from ddpm_sa.sampler import Method
 from sampling.attention import made_folder, need_matplotlib
+from sampling.by_heart import HELD_OUT, Kept, look_up
 from sampling.device import device_of
 from sampling.entrants import (
     Entrant,
@@ -35,6 +40,7 @@ from sampling.entrants import (
     real_images,
     samples_of,
 )
+from sampling.looks import Looks, likelihood, losses
 from sampling.measuring import Measured, measured, of_real
 from sampling.model_settings import (
     MethodSettings,
@@ -43,7 +49,7 @@ from sampling.model_settings import (
     identity_of,
     open_model,
 )
-from sampling.results import table, warnings_of, write
+from sampling.results import lines_of, record_of, table, warnings_of, write
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,12 @@ class Settings(MethodSettings):
         features: efficientnet, which needs no download; inception, as published numbers have it;
             or package.module:name of yours, images (B, C, H, W) in [-1, 1] to (B, D).
         num_images: How many images each model makes.
+        nearest: Look up so many images of each set among the training images: are they copies?
+            Needs held-out images, to know what is near.
+        likelihood: Bits a dimension of so many held-out images, by every timestep; each takes as
+            many evaluations of the network as there are timesteps.
+        losses: The loss by timestep of so many training and held-out images, and the least that a
+            Gaussian would leave.
         seed: Which images; 0 or greater.
         batch_size: Images at once.
         weights: ema, the averaged weights; or raw, from model-raw/ beside them.
@@ -80,6 +92,9 @@ class Settings(MethodSettings):
     validation: float | str | None = None
     features: str = "efficientnet"
     num_images: int = 2000
+    nearest: int = 0
+    likelihood: int = 0
+    losses: int = 0
     seed: int = 0
     batch_size: int = 50
     weights: Weights = "ema"
@@ -91,10 +106,11 @@ class Settings(MethodSettings):
             raise ValueError("nothing to measure: give --model or --samples")
         if self.num_images < 2:
             raise ValueError(f"num_images={self.num_images} must be at least 2 to be a set")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must be 0 or greater")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        for name in ("seed", "nearest", "likelihood", "losses"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
 
 
 def main() -> None:
@@ -114,36 +130,67 @@ def main() -> None:
     )
 
     real = of_real(images, extractor, settings.batch_size, here)
-    entrants: list[Entrant] = []
-    if images.validation is not None:
-        entrants += [real_images("held-out images", images.validation, settings.batch_size, here)]
-    for name, pipeline in pipelines.items():
+    for pipeline in pipelines.values():
         pipeline.to(device)
-        entrants.append(
-            samples_of(
-                name,
-                pipeline,
-                methods[name],
-                settings.seed,
-                settings.num_images,
-                settings.batch_size,
-                here,
-            )
-        )
-    entrants += [
-        files_of(name, images.format, settings.batch_size, here) for name in settings.samples
-    ]
-    results: list[Measured] = [measured(entrant, real, extractor) for entrant in entrants]
+    results: list[Measured] = []
+    kept: dict[str, Kept] = {}
+    for entrant in entrants_of(settings, pipelines, methods, images, here):
+        kept[entrant.name] = Kept(settings.nearest)
+        results.append(measured(kept[entrant.name].of(entrant), real, extractor))
+    closer = looks(settings, pipelines, images, kept, here)
     if here.is_main_process:
-        warnings = warnings_of(real, results)
-        print(table(results, extractor))
-        for warning in warnings:
-            print(f"warning: {warning}")
+        warnings = warnings_of(real, results) + not_held_out(settings, images)
         environment = environment_of(", ".join(pipelines), device, here.num_processes)
-        environment["models"] = identities
-        asked = dataclasses.asdict(settings)
-        write(folder, asked, extractor, real, results, warnings, environment)
+        record = record_of(dataclasses.asdict(settings), extractor, real, results)
+        record |= {"warnings": warnings, "environment": environment | {"models": identities}}
+        print(table(results, extractor))
+        for line in [*lines_of(closer), *(f"warning: {warning}" for warning in warnings)]:
+            print(line)
+        write(folder, record, results, extractor, closer, images)
     leave()
+
+
+def entrants_of(
+    settings: Settings,
+    pipelines: dict[str, Pipeline],
+    methods: dict[str, Method],
+    images: Images,
+    here: PartialState,
+) -> list[Entrant]:
+    """Everything that is measured: held-out images, what models make, and folders."""
+    size, count, seed = settings.batch_size, settings.num_images, settings.seed
+    held_out = images.validation
+    return [
+        *([] if held_out is None else [real_images(HELD_OUT, held_out, size, here)]),
+        *(
+            samples_of(name, pipeline, methods[name], seed, count, size, here)
+            for name, pipeline in pipelines.items()
+        ),
+        *(files_of(name, images.format, size, here) for name in settings.samples),
+    ]
+
+
+def looks(
+    settings: Settings,
+    pipelines: dict[str, Pipeline],
+    images: Images,
+    kept: dict[str, Kept],
+    here: PartialState,
+) -> Looks:
+    """What was asked for beyond the distances."""
+    seed, size, held_out = settings.seed, settings.batch_size, images.validation
+    found = Looks()
+    if settings.nearest:
+        found.nearest = {name: look_up(some, images) for name, some in kept.items()}
+    for name, pipeline in pipelines.items():
+        if settings.losses:
+            sets = {"training": images} | ({} if held_out is None else {HELD_OUT: held_out})
+            found.losses[name] = losses(pipeline, sets, settings.losses, seed, size, here)
+        if settings.likelihood:
+            assert held_out is not None
+            count = settings.likelihood
+            found.likelihood[name] = likelihood(name, pipeline, held_out, count, seed, size, here)
+    return found
 
 
 def real_of(settings: Settings, pipelines: dict[str, Pipeline]) -> Images:
@@ -153,7 +200,11 @@ def real_of(settings: Settings, pipelines: dict[str, Pipeline]) -> Images:
         ValueError: If they cannot be read, or the models' images are not of one kind.
     """
     kinds = {name: pipeline.image_format for name, pipeline in pipelines.items()}
-    kinds = {name: dataclasses.replace(kind, labels=None) for name, kind in kinds.items()}
+    networks = [pipeline.unet for pipeline in pipelines.values()]
+    labelled = any(network.config.num_class_embeds is not None for network in networks)
+    labelled &= bool(settings.likelihood or settings.losses)
+    if not labelled:
+        kinds = {name: dataclasses.replace(kind, labels=None) for name, kind in kinds.items()}
     config = data_of_run(settings.model[0]) if settings.model and settings.data is None else None
     if config is None and settings.data is None:
         raise ValueError("data is not given, and the model lies in no run folder; give --data")
@@ -177,12 +228,16 @@ def real_of(settings: Settings, pipelines: dict[str, Pipeline]) -> Images:
             channels=channels,
             value_range=value_range,
             validation=settings.validation or config.validation,
-            class_conditional=False,
-            labels=None,
+            class_conditional=labelled,
+            labels=config.labels if labelled else None,
             label_dropout=0.0,
             streaming=False,
         )
     )
+    if images.validation is None and (settings.nearest or settings.likelihood):
+        raise ValueError(
+            "nearest and likelihood are about held-out images; give --validation, such as 0.1"
+        )
     for name, kind in kinds.items():
         if kind != images.format:
             raise ValueError(
@@ -190,6 +245,17 @@ def real_of(settings: Settings, pipelines: dict[str, Pipeline]) -> Images:
                 "images of one kind can be compared"
             )
     return images
+
+
+def not_held_out(settings: Settings, images: Images) -> list[str]:
+    """What was trained on by a run that held other images out, or none."""
+    runs = {name: data_of_run(name) for name in settings.model if images.validation is not None}
+    return [
+        f"{name} was trained with data.validation={run.validation}: what is held out here, it has "
+        "seen"
+        for name, run in runs.items()
+        if run is not None and settings.validation not in (None, run.validation)
+    ]
 
 
 if __name__ == "__main__":

@@ -8,8 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm_sa.data.dataset import Images
 from ddpm_sa.metrics.features import Extractor
+from ddpm_sa.metrics.neighbours import NEIGHBOURS
+from sampling.by_heart import copies
 from sampling.folder import written_aside
+from sampling.looks import Looks
 from sampling.measuring import KEPT, Measured, Real
 from sampling.panels import save
 
@@ -68,17 +72,11 @@ def warnings_of(real: Real, results: Sequence[Measured]) -> list[str]:
     ]
 
 
-def write(
-    folder: Path,
-    settings: Mapping[str, Any],
-    extractor: Extractor,
-    real: Real,
-    results: Sequence[Measured],
-    warnings: Sequence[str],
-    environment: Mapping[str, Any],
-) -> None:
-    """evaluation.json and evaluation.png, each whole or not at all."""
-    record = {
+def record_of(
+    settings: Mapping[str, Any], extractor: Extractor, real: Real, results: Sequence[Measured]
+) -> dict[str, Any]:
+    """What evaluation.json keeps, so that every number can be made again."""
+    return {
         "command": shlex.join(["python", *sys.argv]),
         "settings": settings,
         "seed": settings["seed"],
@@ -99,13 +97,66 @@ def write(
             "score": real.summary.score,
         },
         "results": [dataclasses.asdict(found) for found in results],
-        "warnings": list(warnings),
-        "environment": environment,
     }
+
+
+def lines_of(closer: Looks) -> list[str]:
+    """What the closer looks found, in words and the paper's tables 1 and 4."""
+    lines = []
+    if closer.nearest:
+        told = copies(closer.nearest)
+        lines.append(
+            f"nearer to a training image than any of {told['held_out']} held-out images (ratio "
+            f"{told['threshold']:.3f} to the nearest {NEIGHBOURS}):"
+        )
+        lines += [
+            f"  {name}: {len(found['below'])} of {found['images']} ({found['share_below']:.2%})"
+            for name, found in told["sets"].items()
+        ]
+        if not told["threshold"]:
+            lines.append("  a held-out image is itself a training image: nothing can be nearer")
+    for name, row in closer.likelihood.items():
+        error = "" if row["standard_error"] is None else f" ± {row['standard_error']:.4f}"
+        lines.append(
+            f"{name}: at most {row['bits_per_dimension']:.4f}{error} bits a dimension of "
+            f"{row['images']} held-out images: rate {row['rate']:.4f} (prior {row['prior']:.2g}), "
+            f"decoder {row['decoder']:.4f}"
+        )
+        lines.append("  reverse steps   rate (bits/dim)   distortion (RMSE of 0 ... 255)")
+        lines += [
+            f"  {line['reverse_steps']:13}   {line['rate']:15.5f}   {line['distortion']:10.5f}"
+            for line in row["table"]
+        ]
+    return lines
+
+
+def write(
+    folder: Path,
+    record: Mapping[str, Any],
+    results: Sequence[Measured],
+    extractor: Extractor,
+    closer: Looks,
+    images: Images,
+) -> None:
+    """evaluation.json and the figures, each whole or not at all."""
+    # Here, since who has no matplotlib is told so before.
+    from sampling import evaluation_figure as draw
+
+    figures = {"evaluation": draw.measures(results, rows_of(extractor))}
+    record = {**record, "losses": closer.losses, "likelihood": closer.likelihood}
+    if closer.nearest:
+        record["nearest"] = copies(closer.nearest)
+        figures["nearest"] = draw.copies(closer.nearest, record["nearest"]["threshold"], images)
+    if closer.losses:
+        figures["losses"] = draw.losses(closer.losses)
+    if closer.likelihood:
+        figures["likelihood"] = draw.likelihood(closer.likelihood)
     with written_aside(folder / "evaluation.json") as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
-    # Here, since who has no matplotlib is told so before.
-    from sampling.evaluation_figure import draw_evaluation
-
-    save(draw_evaluation(results, rows_of(extractor)), folder / "evaluation.png")
-    print(f"{folder / 'evaluation.json'}, {folder / 'evaluation.png'}")
+    for name, figure in figures.items():
+        save(figure, folder / f"{name}.png")
+    print(
+        ", ".join(
+            str(folder / name) for name in ("evaluation.json", *(f"{name}.png" for name in figures))
+        )
+    )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from ddpm_sa import Pipeline, UNet
+from ddpm_sa import NoiseSchedule, Pipeline, UNet
 from ddpm_sa.cli import repeated, run_program
+from ddpm_sa.data.opening import split
 from ddpm_sa.images import ImageFormat
 from sampling import sample as sampling_program
 from sampling.evaluate import main
+from tests.runs import picture_folder
 from tests.workers import Workers
 
 SMALL = {
@@ -249,3 +252,104 @@ def test_repeated_flags_are_one_list():
     assert repeated(["--a", "1", "--m", "x", "--m=y z"], "m") == ["--a", "1", "--m", '["x", "y z"]']
     assert repeated(["--m", "[x,y]", "--b"], "m") == ["--b", "--m", "[x,y]"]
     assert repeated(["--a"], "m") == ["--a"]
+
+
+def trained_alone(places: Path, tmp_path: Path) -> list[object]:
+    words = ["--data", places / "real", "--features", FEATURES, "--validation", "0.3"]
+    return [*words, "--output_dir", tmp_path]
+
+
+def test_copies_are_flagged_and_held_out_images_are_not(places, evaluate, tmp_path):
+    planted = tmp_path / "planted"
+    shutil.copytree(places / "other", planted)
+    kept = np.setdiff1d(np.arange(60), split(60, 0.3)[0])
+    for place, source in ((3, kept[0]), (40, kept[5])):
+        shutil.copy(places / "real" / f"{source:03d}.png", planted / f"{place:03d}.png")
+    words = [*trained_alone(places, tmp_path / "out"), "--nearest", 60, "--samples", planted]
+    code, said, _ = evaluate(*words)
+    assert code == 0
+    found = record(tmp_path / "out")["nearest"]
+    copies = found["sets"][str(planted)]
+    assert {3, 40} <= set(copies["below"])
+    assert [copies["nearest"][place] for place in (3, 40)] == [0, 5]
+    assert copies["share_below"] == len(copies["below"]) / 60
+    assert len(copies["below"]) <= 10  # noise, and 18 held-out images to compare with
+    assert found["sets"]["held-out images"]["below"] == []
+    assert f"{planted}: {len(copies['below'])} of 60" in said
+    with Image.open(tmp_path / "out" / "nearest.png") as figure:
+        assert min(figure.size) > 200
+
+
+@pytest.mark.parametrize("variance", ["fixed_large", "learned_range"])
+def test_likelihood_and_losses_of_a_model(variance, places, evaluate, tmp_path):
+    """A network of zeros: its loss is what F is, its terms follow from x_0's second moment."""
+    channels = 6 if variance == "learned_range" else 3
+    network = UNet(**SMALL | {"out_channels": channels})
+    for parameter in network.parameters():
+        parameter.data.zero_()
+    scheduler = DDPMScheduler(40, 1e-3, 0.3, prediction_type="sample", variance_type=variance)
+    Pipeline(network, scheduler).save_pretrained(tmp_path / "zeros")
+    words = [*trained_alone(places, tmp_path / "out"), "--model", tmp_path / "zeros"]
+    words += ["--steps", 2, "--num_images", 8, "--likelihood", 18, "--losses", 80]
+    code, said, _ = evaluate(*words)
+    assert code == 0
+    told = record(tmp_path / "out")
+    losses = told["losses"][str(tmp_path / "zeros")]
+    assert losses["timesteps"][0] == "00-03"
+    # Noise between black and white, twice as wide: E x² of 1/3, and as many as nothing is known of.
+    for name in ("training", "held-out images"):
+        np.testing.assert_allclose(losses[name], 1 / 3, rtol=0.15)
+    assert losses["gaussian"][-1] == pytest.approx(1 / 3, rel=0.03)  # nothing is known there
+    assert np.all(np.diff(losses["gaussian"]) > 0)
+
+    found = told["likelihood"][str(tmp_path / "zeros")]
+    assert found["images"] == 18
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    np.testing.assert_allclose(found["distortion_at"], 127.5 / 3**0.5, rtol=0.03)
+    if variance == "fixed_large":
+        gain = schedule.posterior_mean_coef1**2 / 3 / schedule.betas
+        ratio = schedule.posterior_log_variance_clipped - schedule.betas.log()
+        terms = 0.5 * (ratio.exp() - ratio - 1 + gain) / np.log(2)
+        np.testing.assert_allclose(found["terms"][1:], terms[1:], rtol=0.06)
+    assert found["rate"] == pytest.approx(found["prior"] + sum(found["terms"][1:]))
+    assert found["bits_per_dimension"] == pytest.approx(found["rate"] + found["decoder"])
+    assert [row["reverse_steps"] for row in found["table"]] == list(range(40, 0, -4))
+    assert "bits a dimension of 18 held-out images" in said
+    for name in ("losses", "likelihood"):
+        with Image.open(tmp_path / "out" / f"{name}.png") as figure:
+            assert min(figure.size) > 200
+
+
+def test_a_model_of_classes_is_told_those_of_the_images(evaluate, tmp_path):
+    data = picture_folder(tmp_path / "data", ("cat", "dog"), each=20)
+    torch.manual_seed(0)
+    network = UNet(**SMALL | {"num_class_embeds": 2})
+    kind = ImageFormat(channels=3, size=(8, 8), labels=("cat", "dog"))
+    Pipeline(network, DDPMScheduler(4), kind).save_pretrained(tmp_path / "model")
+    words = ["--model", tmp_path / "model", "--data", data, "--features", FEATURES]
+    words += ["--steps", 2, "--num_images", 8, "--losses", 8, "--likelihood", 4]
+    assert evaluate(*words, "--validation", "0.2", "--output_dir", tmp_path / "out")[0] == 0
+    told = record(tmp_path / "out")
+    assert told["likelihood"][str(tmp_path / "model")]["images"] == 4
+    (data / "cat").rename(data / "bird")
+    code, _, error = evaluate(*words, "--validation", "0.2", "--output_dir", tmp_path / "other")
+    assert code == 2
+    assert "only images of one kind can be compared" in error
+
+
+@pytest.mark.parametrize("look", ["nearest", "likelihood"])
+def test_looks_at_held_out_images_need_some(look, places, evaluate, tmp_path):
+    words = ["--samples", places / "other", "--data", places / "real", "--features", FEATURES]
+    code, _, error = evaluate(*words, f"--{look}", 4, "--output_dir", tmp_path)
+    assert code == 2
+    assert "are about held-out images; give --validation, such as 0.1" in error
+
+
+def test_images_that_the_run_did_not_hold_out_are_said_to_be_seen(places, evaluate, tmp_path):
+    run = tmp_path / "run"
+    Pipeline.from_pretrained(places / "model").save_pretrained(run / "model")
+    (run / "config.yaml").write_text(f"data:\n  source: {places / 'real'}\n  size: 8\n")
+    words = ["--model", run, "--steps", 2, "--num_images", 8, "--features", FEATURES]
+    code, said, _ = evaluate(*words, "--validation", "0.2", "--output_dir", tmp_path / "out")
+    assert code == 0
+    assert "was trained with data.validation=None: what is held out here, it has seen" in said

@@ -30,7 +30,7 @@ LAYERS = [
     {"blocks"},
     {"unet_config"},
     {"unet_files", "unet", "presets"},
-    {"objective", "likelihood", "sampler", "slots", "reuse"},
+    {"objective", "likelihood", "bound", "sampler", "slots", "reuse"},
     {"maps", "attention_measures", "ablation", "guidance", "attention_guidance", "guides"},
     {
         "model_folder",
