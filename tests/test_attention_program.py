@@ -61,7 +61,7 @@ def numbers(folder):
         return dict(file)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "heun"])
+@pytest.mark.parametrize("scheduler", ["ddim", pytest.param("heun", marks=pytest.mark.slow)])
 def test_numbers_are_those_of_record_attention_and_of_the_pipeline(
     scheduler, models, attention, tmp_path
 ):

@@ -117,6 +117,7 @@ def test_end_of_torchrun_ends_the_run_well(pictures, tmp_path, how):
     check_stop(torchrun(2), pictures, tmp_path, how, 2)
 
 
+@pytest.mark.slow
 def test_signal_to_the_whole_group_ends_the_run_well(pictures, tmp_path):
     """Each process then gets it twice: torchrun sends it on."""
     printed = check_stop(torchrun(2), pictures, tmp_path, signal_all, 2)

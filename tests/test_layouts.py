@@ -76,8 +76,9 @@ def plain(train):
     return train(1, 1)
 
 
+SLOW = pytest.mark.slow
 LAYOUTS = [
-    pytest.param(processes, accumulation, marks=pytest.mark.slow if processes == 4 else ())
+    pytest.param(processes, accumulation, marks=SLOW if 4 in (processes, accumulation) else ())
     for processes in (1, 2, 4)
     for accumulation in (1, 2, 4)
     if processes * accumulation > 1

@@ -13,6 +13,11 @@ from ddpm_sa.solvers import SCHEDULERS, known_options, make_scheduler
 
 MEAN, STD = 0.3, 0.25
 KARRAS = [name for name in SCHEDULERS if "use_karras_sigmas" in known_options(name)]
+SPACINGS = [
+    pytest.param(name, spacing, marks=pytest.mark.slow if slow else ())
+    for spacing, slow in (("use_karras_sigmas", False), ("use_exponential_sigmas", True))
+    for name in KARRAS
+]
 
 
 def sample(name, steps, options=None, **config):
@@ -48,8 +53,7 @@ def test_every_schedule_is_followed_even_without_signal_at_its_end(name, beta_sc
     assert_normal(sample(name, 25, rescale_betas_zero_snr=True, **config))
 
 
-@pytest.mark.parametrize("name", KARRAS)
-@pytest.mark.parametrize("spacing", ["use_karras_sigmas", "use_exponential_sigmas"])
+@pytest.mark.parametrize(("name", "spacing"), SPACINGS)
 def test_other_spacings_lead_to_the_same_data(name, spacing):
     # SA-Solver draws in the middle of the timesteps, where Karras' spacing has few
     assert_normal(sample(name, 150 if name == "sasolver" else 40, {spacing: True}))
