@@ -291,7 +291,8 @@ def test_every_input_gets_what_the_table_says(name, settings, got, tmp_path) -> 
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from ddpm_sa.data.decode import inspect, RefusedError
+from ddpm_sa.data.arrays import RefusedError
+from ddpm_sa.data.decode import inspect
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

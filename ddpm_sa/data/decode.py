@@ -4,16 +4,13 @@ What Pillow reads without loss, it reads; what it would cut to 8 bits is read ot
 The size is known, and limited, before anything is decoded.
 """
 
-import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Decoded; Pillow's own limit of 89,478,485 pixels, as RGB.
-MAX_BYTES = 2**28
+from ddpm_sa.data.arrays import Encoded, Header, RefusedError, check_bytes, npy, npz, of_array
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Pillow's modes that are grey or colour without conversion: channels and type.
 PLAIN_MODES = {
@@ -29,42 +26,10 @@ PLAIN_MODES = {
 # Those of 8 bits that it converts to grey, RGB or RGBA.
 CONVERTIBLE = frozenset({"P", "PA", "LA", "La", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB"})
 MODE_OF_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
-# What arrays may hold, and as what it is kept: nothing is rounded but float64.
-TYPES = {"uint8": "uint8", "uint16": "uint16"}
-TYPES |= dict.fromkeys(["int8", "int16", "float16", "float32", "float64"], "float32")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # TIFF's numbers: orientation, photometric interpretation, bits of a value.
 ORIENTATION, PHOTOMETRIC, BITS = 274, 262, 258
 WHITE_IS_ZERO = 0
-
-
-class RefusedError(ValueError):
-    """Why an image is not taken, to be read after its name."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What an image is.
-
-    Attributes:
-        size: (height, width).
-        dtype: uint8, uint16 or float32.
-        channels: What it has; None if a conversion must be asked for.
-        kind: For messages.
-    """
-
-    size: tuple[int, int]
-    dtype: str
-    channels: int | None
-    kind: str
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """An image whose header is read; `pixels()` decodes it: (H, W, C), of the header's type."""
-
-    header: Header
-    pixels: Callable[[], np.ndarray]
 
 
 def inspect(file: BinaryIO, channels: int | None) -> Encoded:
@@ -82,9 +47,9 @@ def inspect(file: BinaryIO, channels: int | None) -> Encoded:
     start = file.read(4)
     file.seek(0)
     if start == b"\x93NUM":
-        encoded = _npy(file, channels)
+        encoded = npy(file, channels)
     elif start == b"PK\3\4":
-        encoded = _npz(file, channels)
+        encoded = npz(file, channels)
     elif start in TIFF:
         encoded = _tiff(file, channels)
     else:
@@ -119,7 +84,7 @@ def _picture(image: Image.Image, channels: int | None) -> Encoded:
         raise RefusedError(f"counts its {dtype} values from white (WhiteIsZero); invert it")
     converts = dtype == "uint8" and channels in MODE_OF_CHANNELS
     width, height = image.size
-    _check_bytes((height, width, (channels if converts else own) or 4), np.dtype(dtype))
+    check_bytes((height, width, (channels if converts else own) or 4), np.dtype(dtype))
 
     def pixels() -> np.ndarray:
         upright = ImageOps.exif_transpose(image)
@@ -201,77 +166,4 @@ def _tiff(file: BinaryIO, channels: int | None) -> Encoded:
         return np.moveaxis(array, 0, -1) if first else array
 
     height, width, own = (*shape[1:], shape[0]) if first else (*shape, 1)[:3]
-    return _array((height, width, own), series[0].dtype, "a TIFF", own, load)
-
-
-def _npy(file: BinaryIO, channels: int | None) -> Encoded:
-    shape, dtype = array_header(file)
-
-    def load() -> np.ndarray:
-        file.seek(0)
-        return np.load(file, allow_pickle=False)
-
-    return _array(shape, dtype, "an array", channels, load)
-
-
-def _npz(file: BinaryIO, channels: int | None) -> Encoded:
-    archive = zipfile.ZipFile(file)
-    names = [name for name in archive.namelist() if name.endswith(".npy")]
-    if len(names) != 1:
-        raise RefusedError(f"is an archive of {len(names)} arrays; one image a file")
-    with archive.open(names[0]) as member:
-        shape, dtype = array_header(member)
-
-    def load() -> np.ndarray:
-        with archive.open(names[0]) as member:
-            return np.lib.format.read_array(member, allow_pickle=False)
-
-    return _array(shape, dtype, "an array", channels, load)
-
-
-def array_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of a .npy file, read no further."""
-    version = np.lib.format.read_magic(file)
-    if version > (2, 0):
-        raise RefusedError(f"is a .npy file of version {version}, which holds no numbers")
-    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-    shape, _, dtype = read[version[0]](file)
-    return shape, dtype
-
-
-def _array(
-    shape: tuple[int, ...],
-    dtype: np.dtype | None,
-    kind: str,
-    channels: int | None,
-    load: Callable[[], np.ndarray],
-) -> Encoded:
-    kind = f"{kind} of {dtype} and shape {shape}"
-    if dtype is None or dtype.name not in TYPES:
-        raise RefusedError(f"is {kind}; save it as uint8, uint16 or float32")
-    if len(shape) not in (2, 3) or min(shape) < 1:
-        raise RefusedError(f"is {kind}; an image is (height, width) or (height, width, channels)")
-    height, width, own = (*shape, 1)[:3]
-    if own > height and own != channels:
-        raise RefusedError(
-            f"is {kind}, which looks like channels first; an image is (height, width, channels). "
-            f"If it has {own} channels, set data.channels"
-        )
-    _check_bytes((height, width, own), dtype)
-
-    def pixels() -> np.ndarray:
-        array = load().reshape(height, width, own).astype(TYPES[dtype.name])
-        if array.dtype == np.float32 and not np.isfinite(array).all():
-            raise RefusedError("holds values that are not finite in float32")
-        return array
-
-    return Encoded(Header((height, width), TYPES[dtype.name], own, kind), pixels)
-
-
-def _check_bytes(shape: tuple[int, ...], dtype: np.dtype) -> None:
-    needed = float(np.prod(shape, dtype=float)) * dtype.itemsize
-    if needed > MAX_BYTES:
-        raise RefusedError(
-            f"would take {needed / 2**20:,.0f} MiB once decoded ({'x'.join(map(str, shape))}), "
-            f"above the limit of {MAX_BYTES // 2**20}; cut or resize it"
-        )
+    return of_array((height, width, own), series[0].dtype, "a TIFF", own, load)

@@ -14,11 +14,13 @@ import numpy as np
 import PIL
 from tqdm.auto import tqdm
 
+from ddpm_sa.data.arrays import Encoded, Header, RefusedError
 from ddpm_sa.data.config import DataConfig
-from ddpm_sa.data.decode import Encoded, Header, RefusedError, inspect
+from ddpm_sa.data.decode import inspect
 from ddpm_sa.data.resize import fitted, scale
 from ddpm_sa.data.sources import Source
 from ddpm_sa.data.store import ARRAY, Writer, cache_folder, stored
+from ddpm_sa.data.values import check_range, note_extremes, value_range_of, whole_range
 
 LAYOUT = 1  # of a store; another one is not read
 GIB = 2**30
@@ -63,7 +65,7 @@ def prepare(source: Source, config: DataConfig) -> Prepared:
     )
     broken = {int(i): message for i, message in index["broken"].items()}
     kept = np.setdiff1d(np.arange(source.length), list(broken))
-    value_range = _value_range(source, config, index)
+    value_range = value_range_of(source, config, index)
     return Prepared(
         kept=kept,
         channels=index["channels"],
@@ -117,7 +119,7 @@ def _look_through(source: Source, config: DataConfig, folder: Path) -> dict[str,
         if fits or measured or config.on_error == "skip":
             decode = partial(pixels, source, config, channels)
             for i, image in _each(decode, list(headers), config, broken, "decoding images"):
-                _note_extremes(extremes, i, image)
+                note_extremes(extremes, i, image)
                 if writer is not None:
                     writer.write(i, image)
         if writer is not None:
@@ -218,46 +220,6 @@ def _common(source: Source, headers: dict[int, Header]) -> tuple[int, str]:
             "convert pictures of 8 bits, or keep the kinds apart"
         )
     return next(iter(first))
-
-
-def _note_extremes(extremes: dict[str, Any], i: int, image: np.ndarray) -> None:
-    """Keep the lowest and highest value so far, each with the index of its image."""
-    low, high = image.min().item(), image.max().item()
-    if "lowest" not in extremes or low < extremes["lowest"][0]:
-        extremes["lowest"] = (low, i)
-    if "highest" not in extremes or high > extremes["highest"][0]:
-        extremes["highest"] = (high, i)
-
-
-def whole_range(dtype: str) -> tuple[float, float] | None:
-    return None if dtype == "float32" else (0, np.iinfo(dtype).max)
-
-
-def _value_range(source: Source, config: DataConfig, index: dict[str, Any]) -> tuple[float, float]:
-    """What is asked for, else all that whole numbers can be, else what floats are.
-
-    Raises:
-        ValueError: If a value is outside it, or all values are one.
-    """
-    extremes = index["extremes"]
-    asked = config.value_range or whole_range(index["dtype"])
-    if asked is None:
-        low, high = extremes["lowest"][0], extremes["highest"][0]
-        if low == high:
-            raise ValueError(f"every value of data.source={config.source} is {low:g}")
-        return low, high
-    for value, i in extremes.values():
-        check_range(asked, value, value, source.name(i))
-    return asked
-
-
-def check_range(asked: tuple[float, float], low: float, high: float, name: str) -> None:
-    if not asked[0] <= low <= high <= asked[1]:
-        wrong = low if low < asked[0] else high
-        raise ValueError(
-            f"{name} holds the value {wrong:g}, outside data.value_range={asked[0]:g}, "
-            f"{asked[1]:g}; widen the range, so that no value is cut off"
-        )
 
 
 def _notes(

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ddpm_sa.data.arrays import array_header
 from ddpm_sa.data.config import DataConfig
-from ddpm_sa.data.decode import array_header
 from ddpm_sa.data.labels import from_csv, from_folders, numbered
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
