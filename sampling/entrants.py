@@ -1,6 +1,6 @@
 """Who is measured: sets of images as they come, each process with its share of the batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import yaml
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ddpm_sa import Pipeline
 from ddpm_sa.data.config import DataConfig
@@ -77,7 +78,7 @@ def files_of(
     files = sample_files(folder)
 
     def batches() -> Batches:
-        for batch in dealt(len(files), batch_size, here):
+        for batch in _watched(dealt(len(files), batch_size, here), folder, here):
             yield batch, read_images([str(files[i]) for i in batch], image_format)
 
     return Entrant(folder, len(files), batches)
@@ -87,11 +88,17 @@ def real_images(name: str, images: Images, batch_size: int, here: PartialState) 
     """Images of a data set."""
 
     def batches() -> Batches:
-        for batch in dealt(images.length, batch_size, here):
+        for batch in _watched(dealt(images.length, batch_size, here), name, here):
             indices = np.arange(batch.start, batch.stop)
             yield batch, images.tensors(indices, np.zeros(len(indices), dtype=bool))
 
     return Entrant(name, images.length, batches)
+
+
+def _watched(batches: list[range], name: str, here: PartialState) -> Iterable[range]:
+    """With a bar, where there is a terminal and something to wait for."""
+    off = None if here.is_main_process else True
+    return tqdm(batches, f"measuring {name}", unit="batch", delay=2, leave=False, disable=off)
 
 
 def sample_files(folder: str) -> list[Path]:

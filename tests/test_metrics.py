@@ -190,6 +190,17 @@ def test_efficientnet_knows_photographs() -> None:
         assert logits.argmax(1).item() == number
 
 
+def test_efficientnet_is_the_package_efficientnet_lite_pytorchs() -> None:
+    """Version 0.1.0 of it gave these for the same weights and a picture without symmetry."""
+    line = torch.linspace(-1, 1, 224)
+    picture = torch.linspace(-1, 1, 3 * 224 * 224).reshape(1, 3, 224, 224) * line
+    features, logits = load_efficientnet()(picture)
+    theirs = torch.tensor([-0.7992, 0.86435, 0.6348, -0.18137, 0.38215, 1.57818])
+    torch.testing.assert_close(logits[0, :6], theirs, rtol=0, atol=1e-4)
+    theirs = torch.tensor([0.0, 0.0, 1.48551, 0.0052, 0.0, 0.0])
+    torch.testing.assert_close(features[0, :6], theirs, rtol=0, atol=1e-4)
+
+
 def test_grey_images_are_described_as_colour_and_others_refused() -> None:
     extractor = open_features("efficientnet", CPU)
     grey = normal(2, 1, 8, 8).float().clamp(-1, 1)

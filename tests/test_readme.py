@@ -9,12 +9,13 @@ import torch
 from diffusers import DDPMScheduler
 
 from ddpm_sa import Pipeline, UNet, preset
-from ddpm_sa.cli import parse
+from ddpm_sa.cli import parse, repeated
 from sampling.ablation import Settings as AblationSettings
 from sampling.app import Settings as AppSettings
 from sampling.attention import Settings as AttentionSettings
 from sampling.attention import gather_queries
 from sampling.edit import Settings as EditSettings
+from sampling.evaluate import Settings as EvaluateSettings
 from sampling.sample import Settings as SampleSettings
 from training.config import TrainConfig
 
@@ -29,6 +30,7 @@ PROGRAMS = {
     "sampling/ablation.py": AblationSettings,
     "sampling/app.py": AppSettings,
     "sampling/edit.py": EditSettings,
+    "sampling/evaluate.py": EvaluateSettings,
     "sampling/attention.py": AttentionSettings,
 }
 COMMANDS = [line for line in SHELL.splitlines() if any(name in line for name in PROGRAMS)]
@@ -51,7 +53,9 @@ def test_commands_in_the_readme_are_understood(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(command, comments=True)
     name = next(word for word in words if word in PROGRAMS)
-    parse(PROGRAMS[name], gather_queries(words[words.index(name) + 1 :]))
+    rest = words[words.index(name) + 1 :]
+    several = name == "sampling/evaluate.py"
+    parse(PROGRAMS[name], repeated(rest, "model") if several else gather_queries(rest))
 
 
 def test_readme_has_both_of_these():
