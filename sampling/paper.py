@@ -1,0 +1,161 @@
+"""The experiments of Ho et al. 2020 on a trained model: tables 1 and 4, figures 5 to 8.
+
+    python sampling/paper.py --model runs/cifar10 --data uoft-cs/cifar10 --validation test \\
+        --output_dir paper
+    torchrun --nproc_per_node 8 sampling/paper.py ...    (or accelerate launch) shares the tables
+
+Every table leaves a .json with the command that repeats it, every figure a .png. docs/paper.md says
+what each costs, and what came of those that were run.
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ddpm_sa import Pipeline
+from ddpm_sa.cli import parse, run_program
+from ddpm_sa.data.dataset import Images
+from ddpm_sa.metrics.features import open_features
+from ddpm_sa.processes import by_process_0, join, leave
+from sampling import evaluate
+from sampling.attention import made_folder, need_matplotlib
+from sampling.device import device_of
+from sampling.experiments import EXPERIMENTS, Run
+from sampling.folder import written_aside
+from sampling.model_settings import (
+    MethodSettings,
+    Weights,
+    environment_of,
+    identity_of,
+    open_model,
+)
+
+Experiment = Literal["table1", "table4", "figure6", "figure7", "figure8"]
+KNOWN: tuple[Experiment, ...] = get_args(Experiment)
+NEED_IMAGES = {"table1", "table4", "figure8"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Which experiments, of which model, on which images.
+
+    Attributes:
+        model: A model folder, a run folder, or a repository on the hub; unconditional.
+        output_dir: Where the tables and figures go.
+        experiments: table1 (class score, Fréchet distance, bits a dimension), table4 (rate and
+            distortion, with figure 5), figure6 (images as they come about), figure7 (images that
+            share a latent), figure8 (images mixed at a noise level).
+        data: The images of the training, for the Fréchet distance; those of the model's run, by its
+            config.yaml, if not given.
+        fit: How images of another size get the model's, as in training: crop, pad, stretch.
+        split: Of a hub data set, or of a folder of .parquet files.
+        validation: Images that were not trained on, for bits a dimension and figure 8: a split (as
+            CIFAR-10's test), a folder, a file, or a share of the data; the run's, if not given.
+        features: inception, as the paper has it; efficientnet, which needs no download; or
+            package.module:name of yours.
+        num_images: How many images are made for table 1; the paper's are 50,000.
+        likelihood: Of how many held-out images the bits are the mean; CIFAR-10 has 10,000.
+        steps: Of the sampler; all timesteps of the training, as the paper has it, if not given.
+        seed: Of all noise; 0 or greater.
+        batch_size: Images at once.
+        weights: ema, the averaged weights; or raw, from model-raw/ beside them.
+        device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
+        dtype: In which the network computes.
+    """
+
+    model: str
+    output_dir: str
+    experiments: list[Experiment] = dataclasses.field(default_factory=lambda: list(KNOWN))
+    data: str | None = None
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    split: str = "train"
+    validation: float | str | None = None
+    features: str = "inception"
+    num_images: int = 50_000
+    likelihood: int = 10_000
+    steps: int | None = None
+    seed: int = 0
+    batch_size: int = 100
+    weights: Weights = "ema"
+    device: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.experiments:
+            raise ValueError(f"experiments are {', '.join(KNOWN)}; name one")
+        for name, least in [("num_images", 2), ("likelihood", 1), ("batch_size", 1), ("seed", 0)]:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+
+
+def main() -> None:
+    settings = parse(Settings)
+    here = join()
+    need_matplotlib()
+    device = device_of(here, settings.device)
+    pipeline = open_model(settings.model, settings.weights, settings.dtype)
+    if pipeline.unet.config["num_class_embeds"] is not None:
+        raise ValueError("the paper's networks are unconditional; this one is told classes")
+    steps = settings.steps or pipeline.scheduler.config.num_train_timesteps
+    method = MethodSettings(steps=steps, scheduler="ddpm").method(pipeline)
+    images = images_of(settings, pipeline) if NEED_IMAGES & {*settings.experiments} else None
+    wants_features = "table1" in settings.experiments
+    extractor = open_features(settings.features, device) if wants_features else None
+    environment = environment_of(settings.model, device, here.num_processes)
+    environment |= identity_of(pipeline)
+    folder = by_process_0(
+        partial(made_folder, Path(settings.output_dir)), f"{settings.output_dir} cannot be made"
+    )
+    pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    run = Run(
+        name=settings.model,
+        pipeline=pipeline,
+        method=method,
+        images=images,
+        extractor=extractor,
+        num_images=settings.num_images,
+        num_likelihood=settings.likelihood,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        here=here,
+        folder=folder,
+    )
+    for name in KNOWN:
+        if name in settings.experiments:
+            found = EXPERIMENTS[name](run)
+            if here.is_main_process and found:
+                record = {
+                    "command": shlex.join(["python", *sys.argv]),
+                    "settings": dataclasses.asdict(settings),
+                    "environment": environment,
+                    name: found,
+                }
+                with written_aside(folder / f"{name}.json") as aside:
+                    aside.write_text(json.dumps(record, indent=1) + "\n")
+    here.wait_for_everyone()
+    leave()
+
+
+def images_of(settings: Settings, pipeline: Pipeline) -> Images:
+    """The images of the training, and beside them those held out, all of the model's kind."""
+    asked = evaluate.Settings(
+        output_dir=settings.output_dir,
+        model=[settings.model],
+        data=settings.data,
+        fit=settings.fit,
+        split=settings.split,
+        validation=settings.validation,
+        likelihood=settings.likelihood,  # so that it asks for those held out
+    )
+    return evaluate.real_of(asked, {settings.model: pipeline})
+
+
+if __name__ == "__main__":
+    run_program(main)
