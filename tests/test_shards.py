@@ -11,6 +11,7 @@ from ddpm_sa.data.config import DataConfig
 from tests.runs import STEMS, arguments, assert_same_gradient, checkpoint, metrics, same_bits
 from tests.workers import Workers
 from training.config import TrainConfig
+from training.shards import asked_of_accelerate
 
 STEPS = 4
 CHANGES = {
@@ -151,3 +152,17 @@ def ask_accelerate(rank):
 def test_what_cannot_be_spread_is_refused(settings, message):
     with pytest.raises(ValueError, match=f"sharding=fsdp cannot be had with {message}"):
         TrainConfig(output_dir="run", data=DataConfig(source="x"), sharding="fsdp", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "fsdp_version: 1; set it to 2"),
+        ({"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params: true; set"),
+    ],
+)
+def test_what_accelerate_asks_for_beyond_it_is_refused(monkeypatch, settings, message):
+    for name, value in ({"ACCELERATE_USE_FSDP": "true"} | settings).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        asked_of_accelerate()
