@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from benchmarks.digits import train_judge
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
+from ddpm_sa.metrics.distances import frechet_distance
+from ddpm_sa.metrics.moments import Moments
 from ddpm_sa.model import INITIAL_NOISE
 from ddpm_sa.sampler import Method
 
@@ -59,7 +61,7 @@ def main() -> None:
     if pipeline.image_format.shape != (1, 32, 32):
         raise ValueError(f"the classifier reads 1 x 32 x 32 digits, not {pipeline.image_format}")
     judge, real, _ = train_judge(settings.epochs, held_out=2500)
-    target = moments(features(judge, real))
+    target = Moments.of(features(judge, real))
     reference = None
     print(f"{settings.num_images} images, {torch.get_num_threads()} threads")
     print(
@@ -70,7 +72,7 @@ def main() -> None:
         begun = time.perf_counter()
         images = make()
         seconds = (time.perf_counter() - begun) / len(images)
-        distance = frechet(moments(features(judge, images)), target)
+        distance = frechet_distance(Moments.of(features(judge, images)), target)
         if reference is None and evaluations == 1000 and not draws:
             reference = images
         far = ""
@@ -160,19 +162,6 @@ def features(judge: nn.Module, images: Tensor) -> Tensor:
     assert isinstance(judge, nn.Sequential)
     parts = [judge[:-3](part).mean(dim=(2, 3)) for part in images.split(256)]
     return torch.cat(parts).double()
-
-
-def moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance."""
-    return values.mean(0), torch.cov(values.mT)
-
-
-def frechet(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
-    """|m - m'|² + tr(C + C' - 2 (C C')^1/2)  (Heusel et al. 2017, eq. 6)."""
-    (mean, covariance), (mean_, covariance_) = one, other
-    roots = torch.linalg.eigvals(covariance @ covariance_).real.clamp(min=0).sqrt().sum()
-    traces = covariance.trace() + covariance_.trace()
-    return float((mean - mean_).square().sum() + traces - 2 * roots)
 
 
 if __name__ == "__main__":
