@@ -107,21 +107,19 @@ def table4(run: Run) -> dict[str, Any]:
     from sampling import evaluation_figure
     from sampling.panels import save
 
-    found, T = run.likelihood, run.timesteps
-    reverse = sorted({max(T * tenth // 10, 1) for tenth in range(1, 11)}, reverse=True)
-    rows = [(n, found["rate_at"][T - n], found["distortion_at"][T - n]) for n in reverse]
+    found = run.likelihood
     if run.here.is_main_process:
         save(evaluation_figure.likelihood({run.name: found}), run.folder / "figure5.png")
         print(f"table 4: {found['images']} held-out images")
         print("  reverse steps  rate (bits/dim)  distortion (RMSE of 0 ... 255)")
-        for n, rate, distortion in rows:
-            print(f"  {n:13}  {rate:15.5f}  {distortion:15.5f}")
+        for row in found["table"]:
+            rate, distortion = row["rate"], row["distortion"]
+            print(f"  {row['reverse_steps']:13}  {rate:15.5f}  {distortion:15.5f}")
         print(
             f"  without loss: {found['rate']:.4f} bits a dimension for the rate and "
             f"{found['decoder']:.4f} for what remains\nfigure 5: {run.folder / 'figure5.png'}"
         )
-    named = ("reverse_steps", "rate", "distortion")
-    return found | {"table": [dict(zip(named, row, strict=True)) for row in rows]}
+    return found
 
 
 def figure6(run: Run) -> None:
