@@ -158,9 +158,11 @@ def figure8(run: Run) -> None:
     if not pairs:
         raise ValueError("figure8 mixes two held-out images, and there is one")
     rows = []
-    for pair in pairs:
+    for number, pair in enumerate(pairs):
+        # Each pair has noise of its own, which at this level is most of what an image becomes.
+        editor = dataclasses.replace(run.editor, seed=run.seed + number)
         one, other = run.held_out.tensors(np.array(pair), np.zeros(2, dtype=bool)).split(1)
-        mixed = run.editor.interpolate(one, other, level, weights)
+        mixed = editor.interpolate(one, other, level, weights)
         rows.append(torch.cat([one, mixed, other]))
     columns = ["source", *(f"{w:g}" for w in weights), "source"]
     names = [f"{i}, {j}" for i, j in pairs]
