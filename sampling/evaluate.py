@@ -49,7 +49,7 @@ from sampling.model_settings import (
     identity_of,
     open_model,
 )
-from sampling.results import lines_of, record_of, table, warnings_of, write
+from sampling.results import lines_of, not_held_out, record_of, table, warnings_of, write
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,9 @@ def main() -> None:
         results.append(measured(kept[entrant.name].of(entrant), real, extractor))
     closer = looks(settings, pipelines, images, kept, here)
     if here.is_main_process:
-        warnings = warnings_of(real, results) + not_held_out(settings, images)
+        warnings = warnings_of(real, results)
+        if images.validation is not None:
+            warnings += not_held_out(settings.model, settings.validation)
         environment = environment_of(", ".join(pipelines), device, here.num_processes)
         record = record_of(dataclasses.asdict(settings), extractor, real, results)
         record |= {"warnings": warnings, "environment": environment | {"models": identities}}
@@ -245,17 +247,6 @@ def real_of(settings: Settings, pipelines: dict[str, Pipeline]) -> Images:
                 "images of one kind can be compared"
             )
     return images
-
-
-def not_held_out(settings: Settings, images: Images) -> list[str]:
-    """What was trained on by a run that held other images out, or none."""
-    runs = {name: data_of_run(name) for name in settings.model if images.validation is not None}
-    return [
-        f"{name} was trained with data.validation={run.validation}: what is held out here, it has "
-        "seen"
-        for name, run in runs.items()
-        if run is not None and settings.validation not in (None, run.validation)
-    ]
 
 
 if __name__ == "__main__":

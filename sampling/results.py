@@ -12,6 +12,7 @@ from ddpm_sa.data.dataset import Images
 from ddpm_sa.metrics.features import Extractor
 from ddpm_sa.metrics.neighbours import NEIGHBOURS
 from sampling.by_heart import copies
+from sampling.entrants import data_of_run
 from sampling.folder import written_aside
 from sampling.looks import Looks
 from sampling.measuring import KEPT, Measured, Real
@@ -69,6 +70,17 @@ def warnings_of(real: Real, results: Sequence[Measured]) -> list[str]:
         "singular and the Fréchet distance too large; compare only sets of the same count"
         for name, count in counts.items()
         if count <= features
+    ]
+
+
+def not_held_out(models: Sequence[str], validation: float | str | None) -> list[str]:
+    """Which models' runs held out other images than these, or none."""
+    runs = {name: data_of_run(name) for name in models}
+    return [
+        f"{name} was trained with data.validation={run.validation}: what is held out here, it has "
+        "seen"
+        for name, run in runs.items()
+        if run is not None and validation not in (None, run.validation)
     ]
 
 
