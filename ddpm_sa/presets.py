@@ -107,7 +107,7 @@ _CPU = {
     "optimizer": "muon",
     "lr": 4e-3,
     "warmup_steps": 40,
-    "steps": 1_000,
+    "steps": 1_300,
     "ema_decay": 0.99,
     "grad_clip": 1.0,
     "flip": False,
@@ -141,7 +141,7 @@ PRESETS = {
     # Groups of at least 4 channels: with one channel a group, GroupNorm takes the shift by the
     # timestep out again, and the network cannot know t.
     "mnist": Preset(
-        unet=_unet(32, 1, (32, 64, 64), 16, norm_num_groups=8, layers_per_block=1),
+        unet=_unet(32, 1, (16, 32, 64), 16, norm_num_groups=4, layers_per_block=1),
         scheduler={**_V, "beta_schedule": "squaredcos_cap_v2"},
         training=_CPU,
     ),
