@@ -137,7 +137,9 @@ def to_tensor(images: Pixels, value_range: tuple[float, float] | None = None) ->
     if value_range is None and images.dtype != np.uint8:
         raise ValueError(f"images of {images.dtype} need their value_range, such as (0, 65535)")
     low, high = value_range or (0, 255)
-    x = rearrange(torch.tensor(images), "... h w c -> ... c h w").float()
+    x = rearrange(torch.tensor(images), "... h w c -> ... c h w")
+    # Laid out anew: convolutions take the order of their input for what the network wants.
+    x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     return (x - low if low else x) / ((high - low) / 2) - 1
 
 

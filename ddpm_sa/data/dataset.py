@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ddpm_sa.data.stream import Stream
@@ -135,6 +136,11 @@ class Images:
 def prefetched(make: Callable[[int], Item], steps: Iterable[int]) -> Iterator[Item]:
     """make(step) for each step, made in a thread while the one before it is used."""
     with ThreadPoolExecutor(1) as thread:
+        # Torch in another thread has helpers of its own, which would take the processors from the
+        # network's. What is set there stays there; what it changes for all is set back.
+        threads = torch.get_num_threads()
+        thread.submit(torch.set_num_threads, 1).result()
+        torch.set_num_threads(threads)
         ahead = None
         for step in steps:
             current, ahead = ahead, thread.submit(make, step)
