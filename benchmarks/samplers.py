@@ -38,7 +38,7 @@ class Settings:
         model: A model folder that makes grey 32 x 32 digits.
         num_images: How many each way makes.
         batch_size: Images at once.
-        steps: Steps of the fast ways.
+        steps: Steps of the fast ways, each number in turn.
         slow: Make the images of 1000 steps too, ours and diffusers'.
         epochs: How long the classifier learns.
         threads: Of the processor; as torch chooses, if not given.
@@ -47,7 +47,7 @@ class Settings:
     model: str
     num_images: int = 256
     batch_size: int = 64
-    steps: int = 20
+    steps: tuple[int, ...] = (10, 20)
     slow: bool = True
     epochs: int = 15
     threads: int | None = None
@@ -86,7 +86,6 @@ def ways(
 ) -> Iterator[tuple[str, int, bool, Callable[[], Tensor]]]:
     """Name, evaluations an image, whether it draws noise, and what makes the images."""
     pipeline.set_progress_bar_config(disable=True)
-    steps = settings.steps
     even = {"use_exponential_sigmas": True}
 
     def ours(method: Method) -> Callable[[], Tensor]:
@@ -100,22 +99,22 @@ def ways(
     if settings.slow:
         yield "ours, ddim", 1000, False, ours(Method(steps=1000))
         yield "diffusers' DDPMPipeline, as it comes", 1000, True, theirs_as_it_comes(settings)
-        yield "ours, ddpm", 1000, True, ours(Method(steps=1000, scheduler="ddpm"))
-    fast = theirs_with(settings, pipeline)
-    yield "diffusers' network, DPMSolverMultistepScheduler", steps, False, fast
-    for name, options in (("dpmsolver++", {}), ("dpmsolver++, even", even)):
-        for interval in (1, 2, 3):
-            method = Method(
-                steps=steps,
-                scheduler="dpmsolver++",
-                scheduler_options=options,
-                cache_interval=interval,
-            )
-            reuse = f", deep part every {interval}" if interval > 1 else ""
-            yield f"ours, {name}{reuse}", steps, False, ours(method)
-    yield "ours, ddim", steps, False, ours(Method(steps=steps))
-    method = Method(steps=steps, scheduler="euler_ancestral")
-    yield "ours, euler_ancestral", steps, True, ours(method)
+    for steps in settings.steps:
+        fast = theirs_with(settings, pipeline, steps)
+        yield "diffusers' network, DPMSolverMultistepScheduler", steps, False, fast
+        for name, options in (("dpmsolver++", {}), ("dpmsolver++, even", even)):
+            for interval in (1, 2, 3):
+                method = Method(
+                    steps=steps,
+                    scheduler="dpmsolver++",
+                    scheduler_options=options,
+                    cache_interval=interval,
+                )
+                reuse = f", deep part every {interval}" if interval > 1 else ""
+                yield f"ours, {name}{reuse}", steps, False, ours(method)
+        yield "ours, ddim", steps, False, ours(Method(steps=steps))
+        method = Method(steps=steps, scheduler="euler_ancestral")
+        yield "ours, euler_ancestral", steps, True, ours(method)
 
 
 def theirs_as_it_comes(settings: Settings) -> Callable[[], Tensor]:
@@ -135,7 +134,7 @@ def theirs_as_it_comes(settings: Settings) -> Callable[[], Tensor]:
     return make
 
 
-def theirs_with(settings: Settings, pipeline: Pipeline) -> Callable[[], Tensor]:
+def theirs_with(settings: Settings, pipeline: Pipeline, steps: int) -> Callable[[], Tensor]:
     """diffusers' network under its multistep solver, in the loop of its pipelines."""
     network: Any = DDPMPipeline.from_pretrained(settings.model).unet.eval()
 
@@ -146,7 +145,7 @@ def theirs_with(settings: Settings, pipeline: Pipeline) -> Callable[[], Tensor]:
             last = min(first + settings.batch_size, settings.num_images)
             config = {**pipeline.scheduler.config, "timestep_spacing": "linspace"}
             scheduler: Any = DPMSolverMultistepScheduler.from_config(config)
-            scheduler.set_timesteps(settings.steps)
+            scheduler.set_timesteps(steps)
             x = pipeline.noise(INITIAL_NOISE, seed=0, indices=range(first, last))
             for t in scheduler.timesteps:
                 x = scheduler.step(network(x, t).sample, t, x).prev_sample
