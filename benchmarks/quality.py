@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from benchmarks.digits import train_judge
 from benchmarks.samplers import features
@@ -210,7 +211,10 @@ def figure(minutes: list[float], curves: dict[str, list[float]]) -> Figure:
     axis.set(xscale="log", yscale="log", xlabel="minutes of training")
     axis.set_ylabel("Fréchet distance to unseen digits\n(features of a digit classifier)")
     axis.set_xticks(minutes, [f"{at:.3g}" for at in minutes])
-    axis.minorticks_off()
+    axis.xaxis.minorticks_off()
+    # A curve may lie within one decade, whose ticks are minor ones.
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     return drawn
