@@ -5,6 +5,7 @@ They are real ones: they have signals, file sizes and an end of their own.
 
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -95,6 +96,10 @@ def _work(
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
+    # A shell that runs the tests in the background, or nohup, has them ignore signals, and a run
+    # goes by that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if processes > 1:
         os.environ |= {
             "RANK": str(rank),
