@@ -42,6 +42,7 @@ from training.loop import learning_rate, make_batches, train_steps
 from training.network import build_network
 from training.recipe import make_loss, make_scheduler, prepare
 
+RECIPE = "training/configs/mnist.yaml"
 MOMENTS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the minutes, when samples are taken
 TRIAL_STEPS = 10  # to see how many fit
 
@@ -54,7 +55,6 @@ class Settings:
         minutes: Training time of each run.
         num_images: Samples for each distance.
         learning_rates: Of the transcribed script; 1e-4 is its default.
-        train: A configuration of training/train.py for grey 32 x 32 digits.
         epochs: How long the classifier learns.
         threads: Of torch; None is its own choice.
         output_dir: Where quality.png and quality.json go.
@@ -63,7 +63,6 @@ class Settings:
     minutes: float = 10.0
     num_images: int = 2000
     learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
-    train: str = "training/configs/mnist.yaml"
     epochs: int = 15
     threads: int | None = None
     output_dir: str = "out"
@@ -81,7 +80,7 @@ def main() -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with tempfile.TemporaryDirectory() as folder:
-        words = ["--config", settings.train, "--output_dir", folder, "--tracker", "none"]
+        words = ["--config", RECIPE, "--output_dir", folder, "--tracker", "none"]
         config = parse(TrainConfig, [*words, "--time_limit", "1e6"])
     judge, unseen, _ = train_judge(settings.epochs, held_out=2500)
     target = Moments.of(features(judge, unseen))

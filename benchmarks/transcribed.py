@@ -35,7 +35,7 @@ def theirs(images: Tensor, lr: float, steps: int, batch_size: int = 16) -> Run:
         "cosine", optimizer, num_warmup_steps=min(500, steps // 10), num_training_steps=steps
     )
     loader = torch.utils.data.DataLoader(images, batch_size, shuffle=True)  # type: ignore[arg-type]
-    done = 0
+    names, done = [name for name, _ in network.named_parameters()], 0
     while done < steps:
         for clean in loader:
             noise = torch.randn_like(clean)
@@ -48,8 +48,7 @@ def theirs(images: Tensor, lr: float, steps: int, batch_size: int = 16) -> Run:
             optimizer.zero_grad()
             ema.step(network.parameters())
             done += 1
-            names = dict(network.named_parameters())
-            yield lambda names=names: copied(dict(zip(names, ema.shadow_params, strict=True)))
+            yield lambda: copied(dict(zip(names, ema.shadow_params, strict=True)))
 
 
 def their_network() -> UNet2DModel:

@@ -1,7 +1,10 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from ddpm_sa.data.dataset import prefetched
@@ -247,6 +250,18 @@ def test_image_outside_every_class_folder_is_named(tmp_path):
     Image.new("RGB", (8, 8)).save(folder / "stray.png")
     with pytest.raises(ValueError, match=r"stray\.png lies in no subfolder"):
         open_folder(folder, class_conditional=True)
+
+
+def test_what_is_prefetched_takes_one_processor_and_leaves_the_caller_its_own():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert list(prefetched(lambda step: torch.get_num_threads(), range(3))) == [1, 1, 1]
+        assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as another:
+            assert another.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_prefetched_keeps_the_order_and_passes_errors_on():

@@ -163,3 +163,10 @@ def test_format_file_says_depth_and_range(tmp_path):
     written = json.loads((tmp_path / "images.json").read_text())
     assert written.keys() == {field.name for field in dataclasses.fields(ImageFormat)}
     assert (written["bit_depth"], written["value_range"]) == (8, [0, 255])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tensors_lie_in_memory_as_their_shape_says(channels):
+    """A network computes in the order of what it is given, which another one would slow down."""
+    x = to_tensor(np.zeros((2, 4, 6, channels), np.uint8))
+    assert x.stride() == (24 * channels, 24, 6, 1)

@@ -133,14 +133,18 @@ class Images:
         return lines
 
 
+def _take_one_processor() -> None:
+    """Keep torch in this thread from having helpers, which would take the network's processors."""
+    torch.get_num_threads()  # a thread that has not asked yet would forget what is set
+    torch.set_num_threads(1)
+
+
 def prefetched(make: Callable[[int], Item], steps: Iterable[int]) -> Iterator[Item]:
     """make(step) for each step, made in a thread while the one before it is used."""
     with ThreadPoolExecutor(1) as thread:
-        # Torch in another thread has helpers of its own, which would take the processors from the
-        # network's. What is set there stays there; what it changes for all is set back.
         threads = torch.get_num_threads()
-        thread.submit(torch.set_num_threads, 1).result()
-        torch.set_num_threads(threads)
+        thread.submit(_take_one_processor).result()
+        torch.set_num_threads(threads)  # for this thread and those to come
         ahead = None
         for step in steps:
             current, ahead = ahead, thread.submit(make, step)
