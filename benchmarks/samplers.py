@@ -3,7 +3,7 @@
     python benchmarks/samplers.py --model runs/demo/model
 
 For each way: network evaluations and seconds for an image; the Fréchet distance between its images
-and real digits, in the pooled features of the classifier of benchmarks/digits.py; and, where no
+and real digits, in the pooled features of the classifier of benchmarks/judge.py; and, where no
 noise is drawn, the distance (root mean square over pixels of [-1, 1]) to what 1000 steps of DDIM
 make of the same x_T. Of distances between few images, compare those of one table.
 """
@@ -19,13 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from diffusers import DDPMPipeline, DPMSolverMultistepScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.digits import train_judge
+from benchmarks.judge import moments, train_judge
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.metrics.distances import frechet_distance
-from ddpm_sa.metrics.moments import Moments
 from ddpm_sa.model import INITIAL_NOISE
 from ddpm_sa.sampler import Method
 
@@ -61,7 +60,7 @@ def main() -> None:
     if pipeline.image_format.shape != (1, 32, 32):
         raise ValueError(f"the classifier reads 1 x 32 x 32 digits, not {pipeline.image_format}")
     judge, real, _ = train_judge(settings.epochs, held_out=2500)
-    target = Moments.of(features(judge, real))
+    target = moments(judge, real)
     reference = None
     print(f"{settings.num_images} images, {torch.get_num_threads()} threads")
     print(
@@ -72,7 +71,7 @@ def main() -> None:
         begun = time.perf_counter()
         images = make()
         seconds = (time.perf_counter() - begun) / len(images)
-        distance = frechet_distance(Moments.of(features(judge, images)), target)
+        distance = frechet_distance(moments(judge, images), target)
         if reference is None and evaluations == 1000 and not draws:
             reference = images
         far = ""
@@ -153,14 +152,6 @@ def theirs_with(settings: Settings, pipeline: Pipeline, steps: int) -> Callable[
         return torch.cat(parts)
 
     return make
-
-
-@torch.no_grad()
-def features(judge: nn.Module, images: Tensor) -> Tensor:
-    """Of the classifier's last convolution, mean over space, (N, 64), float64."""
-    assert isinstance(judge, nn.Sequential)
-    parts = [judge[:-3](part).mean(dim=(2, 3)) for part in images.split(256)]
-    return torch.cat(parts).double()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+"""training/train.py without what it writes, for benchmarks that train."""
+
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+
+from benchmarks.transcribed import Run, Weights, copied
+from ddpm_sa import Pipeline
+from ddpm_sa.cli import parse
+from ddpm_sa.data.opening import open_images
+from training.config import TrainConfig
+from training.ema import Averages
+from training.launch import make_accelerator, make_layout, settle
+from training.loop import learning_rate, make_batches, train_steps
+from training.network import build_network
+from training.recipe import make_loss, make_scheduler, prepare
+
+
+def our_config(words: Sequence[str]) -> TrainConfig:
+    """The settings that these words of a command line make, of a run that writes nothing."""
+    quiet = ["--output_dir", tempfile.gettempdir(), "--tracker", "none", "--time_limit", "1e6"]
+    return settle(parse(TrainConfig, [*words, *quiet]))
+
+
+def our_run(config: TrainConfig) -> Run:
+    """Train as these settings say; gives, after each update, what copies the averaged weights."""
+    layout, images = make_layout(config), open_images(config.data)
+    network = build_network(config.model, images, config.seed)
+    accelerator = make_accelerator(config, layout)
+    prepared, optimizer = prepare(accelerator, network, config)
+    averages = Averages(network, config.ema)
+    loss = make_loss(make_scheduler(config), config.objective, images.format)
+    batches = make_batches(config, images, layout, 0)
+    lr, clip = partial(learning_rate, config.optim), config.optim.grad_clip
+    for progress in train_steps(accelerator, prepared, optimizer, loss, batches, lr, clip):
+        averages.update(progress.step - 1)
+        yield lambda: copied(averages.main.state_dict())
+
+
+def our_pipeline(config: TrainConfig, weights: Weights) -> Pipeline:
+    """What samples with them."""
+    network = build_network(config.model, open_images(config.data), config.seed)
+    network.load_state_dict(weights)
+    return Pipeline(network, make_scheduler(config))
