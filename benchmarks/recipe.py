@@ -13,13 +13,14 @@ there are cores, does most in an hour.
 """
 
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,7 @@ ROWS = Path(__file__).with_name("recipes.yaml")
 RECIPE = "training/configs/mnist.yaml"
 HELD_OUT = 2500
 ROUNDS, UPDATES = 8, 3  # of timing a row beside the baseline
+OF_TIME = {"model.unet", "batch_size", "optim.optimizer"}  # what changes the time of an update
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,38 +95,41 @@ def main() -> None:
         kind["base"]["data.source"] = settings.source
     written = Path(settings.output_dir, f"{settings.data}.jsonl")
     written.parent.mkdir(parents=True, exist_ok=True)
+    for record in compare(settings, kind) if settings.rows else ():
+        with written.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        print(f"{record['row']}, seed {record['seed']}: {record['distance']:.3f}", flush=True)
+    print("\n" + table([json.loads(line) for line in written.read_text().splitlines()]))
 
-    def config(row: str, steps: int, seed: int) -> TrainConfig:
-        return row_config(kind, row, steps, seed)
 
-    if settings.rows:
-        judge, unseen = judge_of(settings, config("baseline", settings.steps, 0).data)
-        target = moments(judge, unseen)
-    for seed in settings.seeds:
-        for row in settings.rows:
-            factor = 1.0
-            if any(name.startswith(("model.unet", "batch_size")) for name in kind["rows"][row]):
-                factor = times_as_long(config(row, 10**4, seed), config("baseline", 10**4, seed))
-            made_with = config(row, round(settings.steps / factor), seed)
-            began = time.process_time()
-            weights = trained(our_run(made_with))
-            seconds = time.process_time() - began
-            images = sampled(made_with, weights, settings)
-            record = {
-                "row": row,
-                "seed": seed,
-                "distance": frechet_distance(moments(judge, images), target),
-                "updates": made_with.steps,
-                "images": made_with.steps * made_with.batch_size,
-                "time_of_an_update": factor,
-                "processor_seconds": seconds,
-                "steps": settings.steps,
-                "samples": settings.num_images,
-            }
-            with written.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            print(record, flush=True)
-    print(table([json.loads(line) for line in written.read_text().splitlines()]))
+def compare(settings: Settings, kind: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Train, sample and measure every row at every seed."""
+    baseline = row_config(kind, "baseline", settings.steps, 0)
+    judge, unseen = judge_of(settings, baseline.data)
+    target = moments(judge, unseen)
+    for seed, row in itertools.product(settings.seeds, settings.rows):
+        factor = 1.0
+        if any(name in OF_TIME for name in kind["rows"][row]):
+            # Long enough for the learning rate, which the time does not depend on.
+            factor = times_as_long(
+                *(row_config(kind, name, 10**4, 0) for name in (row, "baseline"))
+            )
+        config = row_config(kind, row, round(settings.steps / factor), seed)
+        began = time.process_time()
+        weights = trained(our_run(config))
+        seconds = time.process_time() - began
+        images = sampled(config, weights, settings)
+        yield {
+            "row": row,
+            "seed": seed,
+            "distance": frechet_distance(moments(judge, images), target),
+            "updates": config.steps,
+            "images": config.steps * config.batch_size,
+            "time_of_an_update": factor,
+            "processor_seconds": seconds,
+            "steps": settings.steps,
+            "samples": settings.num_images,
+        }
 
 
 def row_config(kind: dict[str, Any], row: str, steps: int, seed: int) -> TrainConfig:
@@ -136,10 +141,7 @@ def row_config(kind: dict[str, Any], row: str, steps: int, seed: int) -> TrainCo
         # Weights bring their network, so the settings that would make it go.
         settings = {name: value for name, value in settings.items() if "model." not in name}
         settings["model.init_from"] = initial(row_config(kind, "baseline", steps, seed))
-    settings.setdefault("optim.decay_steps", 1.0)
-    for name in ("optim.decay_steps", "optim.decay_from"):
-        if settings.get(name) is not None:
-            settings[name] = round(settings[name] * steps)
+    settings.setdefault("optim.decay_steps", steps)
     words = ["--config", RECIPE, "--steps", str(steps), "--seed", str(seed)]
     for name, value in settings.items():
         words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]

@@ -24,41 +24,38 @@ from ddpm_sa.cli import parse, run_program
 from ddpm_sa.slots import attention_layers
 from sampling.attention import made_folder, need_matplotlib
 from sampling.device import device_named
+from sampling.model import ModelSettings
 
 REPLACEMENTS: tuple[Replacement, ...] = ("identity", "uniform", "local")
 SPLITS = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ModelSettings):
     """Which model, and how many images to compare.
 
     Attributes:
-        model: A model folder, such as runs/mnist/model, or a DDPMPipeline's repository on the hub.
+        model: A model folder, such as runs/mnist/model, a run folder, or a DDPMPipeline's
+            repository on the hub.
         output_dir: Where ablation.md, ablation.json and ablation.png go.
         num_images: Images of each row; as many more, of other noise, are what they are compared
             with.
-        seed: Which images; 0 or greater.
         steps: Steps of the scheduler, at most the timesteps of the training.
         scheduler: A short name, as sampling/sample.py has them.
         batch_size: Images at once.
-        device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
     """
 
     model: str
     output_dir: str
     num_images: int = 64
-    seed: int = 0
     steps: int = 50
     scheduler: str = "ddim"
     batch_size: int = 32
-    device: str | None = None
 
     def __post_init__(self) -> None:
-        if self.num_images < 2:
-            raise ValueError(f"num_images={self.num_images} must be at least 2 to be a set")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must be 0 or greater")
+        super().__post_init__()
+        self.require_at_least(2, "num_images")
+        self.require_at_least(1, "batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Row:
 def main() -> None:
     settings = parse(Settings)
     need_matplotlib()
-    pipeline = Pipeline.from_pretrained(settings.model)
+    pipeline = settings.open(settings.model)
     layers = list(attention_layers(pipeline.unet))
     pipeline.to(device_named(settings.device))
     pipeline.set_progress_bar_config(desc="sampling", unit="step", leave=False)

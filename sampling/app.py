@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.slots import attention_layers
 from sampling.device import device_named
+from sampling.model import open_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class Settings:
     """Which models to show, and where.
 
     Attributes:
-        model: A model folder, such as runs/mnist/model, or a DDPMPipeline's repository on the hub;
-            or a list of them, as in "[runs/a/model, runs/b/model]".
+        model: A model folder, such as runs/mnist/model, a run folder, or a DDPMPipeline's
+            repository on the hub; or a list of them, as in "[runs/a, runs/b]".
         host: Who may open the page: 127.0.0.1, this computer alone; 0.0.0.0, whoever reaches it.
         port: Where the page is; 0 takes one that is free.
         device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
@@ -53,7 +53,7 @@ def main() -> None:
     device = device_named(settings.device)
     pipelines = {}
     for name in settings.models():
-        pipelines[name] = Pipeline.from_pretrained(name)
+        pipelines[name] = open_model(name)
         attention_layers(pipelines[name].unet)  # refuses one that has none
         pipelines[name].to(device)
         pipelines[name].unet.eval()

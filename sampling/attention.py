@@ -22,46 +22,43 @@ from ddpm_sa.cli import parse, run_program
 from ddpm_sa.slots import attention_layers
 from sampling.course import Course, Denoising, Making, brightest_and_darkest, follow
 from sampling.device import device_named
+from sampling.model import ModelSettings
 
 MOST_QUERIES = 12  # more are no figure that one can read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ModelSettings):
     """Which image to make, and whose looks to draw.
 
     Attributes:
-        model: A model folder, such as runs/mnist/model, or a DDPMPipeline's repository on the hub.
+        model: A model folder, such as runs/mnist/model, a run folder, or a DDPMPipeline's
+            repository on the hub.
         output_dir: Where the figures and attention.npz go; made if it is not there.
         query: A pixel that looks, as Y,X (row, column, from 0); once for each pixel, as in
             `--query 12,16 --query 20,8`. If not given, the image's brightest and darkest places.
         layer: The layer of attention.png, such as mid_block.attentions.0; the last with the highest
             resolution on the way up, if not given.
-        seed: Which images; 0 or greater.
         index: Which image of the seed, as sampling/sample.py numbers them.
         steps: Steps of the scheduler, at most the timesteps of the training.
         scheduler: ddpm, ddim, dpmsolver++, dpmsolver++sde, unipc, euler, euler_ancestral, heun or
             pndm.
         class_label: For a class-conditional network; index modulo the number of classes, if not
             given.
-        device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
     """
 
     model: str
     output_dir: str
     query: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     layer: str | None = None
-    seed: int = 0
     index: int = 0
     steps: int = 50
     scheduler: str = "ddim"
     class_label: int | None = None
-    device: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("seed", "index"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
+        super().__post_init__()
+        self.require_at_least(0, "index")
         if len(self.query) > MOST_QUERIES:
             raise ValueError(f"{len(self.query)} queries are too many; give {MOST_QUERIES} at most")
 
@@ -78,7 +75,7 @@ class Settings:
 def main() -> None:
     settings = parse(Settings, gather_queries(sys.argv[1:]))
     need_matplotlib()
-    pipeline = Pipeline.from_pretrained(settings.model)
+    pipeline = settings.open(settings.model)
     layer = _layer(pipeline, settings.layer)
     _check_queries(settings.query, pipeline.image_format.size)
     making = settings.making()

@@ -25,13 +25,8 @@ from ddpm_sa.images import image_grid, visible
 from ddpm_sa.pipeline import Batch
 from sampling.device import device_named
 from sampling.folder import GRID, save_images, save_picture, written_aside
-from sampling.model_settings import (
-    MethodSettings,
-    Weights,
-    environment_of,
-    identity_of,
-    open_model,
-)
+from sampling.method import MethodSettings
+from sampling.model import ModelSettings, environment_of, identity_of
 from sampling.pictures import read_images, read_mask
 
 Edit = Literal["sdedit", "interpolate", "inpaint", "variations", "progressive", "reconstruct"]
@@ -39,7 +34,7 @@ NEEDS_IMAGES = {"sdedit": 1, "interpolate": 2, "inpaint": 1, "reconstruct": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(MethodSettings):
+class Settings(MethodSettings, ModelSettings):
     """What to make of what.
 
     Attributes:
@@ -57,10 +52,6 @@ class Settings(MethodSettings):
         index: Of variations and progressive: which image of the seed.
         repeats: Of inpaint: how often each step is made; more agree better with what is known.
         class_label: For a class-conditional network: the class of what is made.
-        seed: Of all noise; 0 or greater.
-        weights: ema, the averaged weights; or raw, from model-raw/ beside them.
-        device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
-        dtype: In which the network computes.
     """
 
     model: str
@@ -74,16 +65,11 @@ class Settings(MethodSettings):
     index: int = 0
     repeats: int = 10
     class_label: int | None = None
-    seed: int = 0
-    weights: Weights = "ema"
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        if min(self.seed, self.index) < 0:
-            raise ValueError(f"seed={self.seed} and index={self.index} must be 0 or greater")
-        if self.count < 1:
-            raise ValueError(f"count={self.count} must be at least 1")
+        super().__post_init__()
+        self.require_at_least(0, "index")
+        self.require_at_least(1, "count")
         needed = NEEDS_IMAGES.get(self.edit, 0)
         fits = len(self.image) == 2 if self.edit == "interpolate" else len(self.image) >= needed
         if not fits or (self.image and not needed):
@@ -95,7 +81,7 @@ class Settings(MethodSettings):
 
 def main() -> None:
     settings = parse(Settings)
-    pipeline = open_model(settings.model, settings.weights, settings.dtype)
+    pipeline = settings.open(settings.model)
     image_format = pipeline.image_format
     given = read_images(settings.image, image_format)
     mask = None if settings.mask is None else read_mask(settings.mask, image_format.size)

@@ -42,18 +42,13 @@ from sampling.entrants import (
 )
 from sampling.looks import Looks, likelihood, losses
 from sampling.measuring import Measured, measured, of_real
-from sampling.model_settings import (
-    MethodSettings,
-    Weights,
-    environment_of,
-    identity_of,
-    open_model,
-)
+from sampling.method import MethodSettings
+from sampling.model import ModelSettings, environment_of, identity_of
 from sampling.results import lines_of, not_held_out, record_of, table, warnings_of, write
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(MethodSettings):
+class Settings(MethodSettings, ModelSettings):
     """Which images to measure, and against which.
 
     Attributes:
@@ -76,11 +71,7 @@ class Settings(MethodSettings):
             many evaluations of the network as there are timesteps.
         losses: The loss by timestep of so many training and held-out images, and the least that a
             Gaussian would leave.
-        seed: Which images; 0 or greater.
         batch_size: Images at once.
-        weights: ema, the averaged weights; or raw, from model-raw/ beside them.
-        device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
-        dtype: In which the network computes.
     """
 
     output_dir: str
@@ -95,22 +86,15 @@ class Settings(MethodSettings):
     nearest: int = 0
     likelihood: int = 0
     losses: int = 0
-    seed: int = 0
     batch_size: int = 50
-    weights: Weights = "ema"
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if not self.model and not self.samples:
             raise ValueError("nothing to measure: give --model or --samples")
-        if self.num_images < 2:
-            raise ValueError(f"num_images={self.num_images} must be at least 2 to be a set")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
-        for name in ("seed", "nearest", "likelihood", "losses"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
+        super().__post_init__()
+        self.require_at_least(2, "num_images")
+        self.require_at_least(1, "batch_size")
+        self.require_at_least(0, "nearest", "likelihood", "losses")
 
 
 def main() -> None:
@@ -119,9 +103,7 @@ def main() -> None:
     need_matplotlib()
     device = device_of(here, settings.device)
     extractor = open_features(settings.features, device)
-    pipelines = {
-        name: open_model(name, settings.weights, settings.dtype) for name in settings.model
-    }
+    pipelines = {name: settings.open(name) for name in settings.model}
     methods = {name: settings.method(pipeline) for name, pipeline in pipelines.items()}
     identities = {name: identity_of(pipeline) for name, pipeline in pipelines.items()}
     images = real_of(settings, pipelines)

@@ -28,13 +28,8 @@ from sampling.attention import made_folder, need_matplotlib
 from sampling.device import device_of
 from sampling.experiments import EXPERIMENTS, Run
 from sampling.folder import written_aside
-from sampling.model_settings import (
-    MethodSettings,
-    Weights,
-    environment_of,
-    identity_of,
-    open_model,
-)
+from sampling.method import MethodSettings
+from sampling.model import ModelSettings, environment_of, identity_of
 
 Experiment = Literal["table1", "table4", "figure6", "figure7", "figure8"]
 KNOWN: tuple[Experiment, ...] = get_args(Experiment)
@@ -42,7 +37,7 @@ NEED_IMAGES = {"table1", "table4", "figure8"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ModelSettings):
     """Which experiments, of which model, on which images.
 
     Attributes:
@@ -62,11 +57,7 @@ class Settings:
         num_images: How many images are made for table 1; the paper's are 50,000.
         likelihood: Of how many held-out images the bits are the mean; CIFAR-10 has 10,000.
         steps: Of the sampler; all timesteps of the training, as the paper has it, if not given.
-        seed: Of all noise; 0 or greater.
         batch_size: Images at once.
-        weights: ema, the averaged weights; or raw, from model-raw/ beside them.
-        device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
-        dtype: In which the network computes.
     """
 
     model: str
@@ -80,18 +71,14 @@ class Settings:
     num_images: int = 50_000
     likelihood: int = 10_000
     steps: int | None = None
-    seed: int = 0
     batch_size: int = 100
-    weights: Weights = "ema"
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if not self.experiments:
             raise ValueError(f"experiments are {', '.join(KNOWN)}; name one")
-        for name, least in [("num_images", 2), ("likelihood", 1), ("batch_size", 1), ("seed", 0)]:
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        super().__post_init__()
+        self.require_at_least(2, "num_images")
+        self.require_at_least(1, "likelihood", "batch_size")
 
 
 def main() -> None:
@@ -99,7 +86,7 @@ def main() -> None:
     here = join()
     need_matplotlib()
     device = device_of(here, settings.device)
-    pipeline = open_model(settings.model, settings.weights, settings.dtype)
+    pipeline = settings.open(settings.model)
     if pipeline.unet.config["num_class_embeds"] is not None:
         raise ValueError("the paper's networks are unconditional; this one is told classes")
     steps = settings.steps or pipeline.scheduler.config.num_train_timesteps

@@ -26,17 +26,12 @@ from ddpm_sa.sampler import Method
 from sampling.animation import save_animation
 from sampling.device import device_of
 from sampling.folder import GRID, begin, save_array, save_grid, save_images
-from sampling.model_settings import (
-    MethodSettings,
-    Weights,
-    environment_of,
-    identity_of,
-    open_model,
-)
+from sampling.method import MethodSettings
+from sampling.model import ModelSettings, environment_of, identity_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(MethodSettings):
+class Settings(MethodSettings, ModelSettings):
     """Which images to make, and how.
 
     Attributes:
@@ -44,19 +39,14 @@ class Settings(MethodSettings):
             repository on the hub.
         output_dir: Where the images go: 000000.png ..., grid.png and samples.json; .npy in place
             of .png for what a PNG cannot hold: floats, 16-bit colour, 2 or more than 4 channels.
-        weights: ema, the averaged weights; or raw, from model-raw/ beside them.
         num_images: Make the images 0 ... num_images - 1; 16 if neither this nor indices is given.
         indices: Make the images START ... STOP - 1 instead, as START:STOP.
-        seed: Which images; 0 or greater.
         batch_size: Images at once; changes speed and memory, not images.
         class_labels: For a class-conditional network: one class, or a list with one for each image;
             image i has class i modulo the number of classes, if not given.
         npz: Write images.npz too: arr_0, all images asked for, (N, H, W, C).
         animation: Show how the first images (16 at most) come out of noise, as denoising.gif or
             denoising.webp; makes those again.
-        device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
-        dtype: In which the network computes. bfloat16 is faster where the processor has it, and
-            makes images that differ in small details.
         compile: torch.compile the network first: minutes at the start, and again for a last batch
             of another size, for many images on a GPU. Not with guidance by attention, nor with
             cache_interval.
@@ -64,23 +54,17 @@ class Settings(MethodSettings):
 
     model: str
     output_dir: str
-    weights: Weights = "ema"
     num_images: int | None = None
     indices: str | None = None
-    seed: int = 0
     batch_size: int = 32
     class_labels: int | list[int] | None = None
     npz: bool = False
     animation: Literal["none", "gif", "webp"] = "none"
-    device: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must be 0 or greater")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        super().__post_init__()
+        self.require_at_least(1, "batch_size")
         self.chosen()
 
     def chosen(self) -> range:
@@ -101,7 +85,7 @@ class Settings(MethodSettings):
 def main() -> None:
     settings = parse(Settings)
     here = join()
-    pipeline = open_model(settings.model, settings.weights, settings.dtype, settings.compile)
+    pipeline = settings.open(settings.model, settings.compile)
     indices, image_format = settings.chosen(), pipeline.image_format
     labels: dict[int, int | None] = dict.fromkeys(indices)
     classes = pipeline.class_labels(indices, settings.class_labels)

@@ -1,6 +1,7 @@
 """Settings of every test."""
 
 import os
+import sys
 import tempfile
 
 import hypothesis
@@ -50,6 +51,20 @@ def saved_network(tmp_path_factory):
     torch.manual_seed(0)
     UNet(**NETWORK).to_diffusers().save_pretrained(folder / "unet")
     return folder
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """Run a program in this process: its `main`, words -> (exit code, stdout, stderr)."""
+    from ddpm_sa.cli import run_program
+
+    def run(main, *words):
+        monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            run_program(main)
+        return end.value.code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """sampling/ablation.py"""
 
 import json
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,22 +11,14 @@ from PIL import Image
 from scipy.stats import energy_distance as energy_distance_of_numbers
 
 from ddpm_sa import Pipeline, UNet, ablate_attention
-from ddpm_sa.cli import run_program
 from sampling.ablation import chance, energy_distance, main
 from tests.reference import SMALL, randomise_
 
 
 @pytest.fixture
-def ablation(monkeypatch, capsys):
-    """Run the program in this process: words -> (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["ablation.py", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            run_program(main)
-        return end.value.code, *capsys.readouterr()
-
-    return run
+def ablation(run_main):
+    """Run the program: words -> (exit code, stdout, stderr)."""
+    return partial(run_main, main)
 
 
 def model(folder):

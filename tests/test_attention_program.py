@@ -1,7 +1,7 @@
 """sampling/attention.py. Its drawing is looked at by people; here, what it draws and refuses."""
 
 import dataclasses
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from ddpm_sa import Pipeline, UNet, measure_attention, record_attention
-from ddpm_sa.cli import run_program
 from ddpm_sa.images import ImageFormat
 from ddpm_sa.sampler import Method
 from sampling.attention import gather_queries, main
@@ -44,16 +43,9 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def attention(monkeypatch, capsys):
-    """Run the program in this process: words -> (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["attention.py", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            run_program(main)
-        return end.value.code, *capsys.readouterr()
-
-    return run
+def attention(run_main):
+    """Run the program: words -> (exit code, stdout, stderr)."""
+    return partial(run_main, main)
 
 
 def numbers(folder):

@@ -3,6 +3,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import save_file
 
 from ddpm_sa import NoiseSchedule, Pipeline
-from ddpm_sa.cli import run_program
 from ddpm_sa.model_folder import load_scheduler
 from sampling.convert import main
 from tests.openai_network import UNetModel
@@ -63,16 +63,9 @@ def write(path: Path, weights: dict[str, Any]) -> Path:
 
 
 @pytest.fixture
-def convert(monkeypatch, capsys):
-    """Run the program in this process: words -> (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            run_program(main)
-        return end.value.code, *capsys.readouterr()
-
-    return run
+def convert(run_main):
+    """Run the program: words -> (exit code, stdout, stderr)."""
+    return partial(run_main, main)
 
 
 def converted(convert, folder: Path, name: str, *more: Any) -> Path:

@@ -1,12 +1,11 @@
 import json
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
-from ddpm_sa.cli import run_program
 from sampling.edit import main
 from tests.reference import SMALL, randomise_
 
@@ -40,16 +39,9 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def edit(place, monkeypatch, capsys):
+def edit(place, monkeypatch, run_main):
     monkeypatch.chdir(place)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["edit.py", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            run_program(main)
-        return end.value.code, *capsys.readouterr()
-
-    return run
+    return partial(run_main, main)
 
 
 def pixels(folder):

@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from ddpm_sa import NoiseSchedule, Pipeline, UNet
-from ddpm_sa.cli import repeated, run_program
+from ddpm_sa.cli import repeated
 from ddpm_sa.data.opening import split
 from ddpm_sa.images import ImageFormat
 from sampling import sample as sampling_program
@@ -59,16 +59,9 @@ def places(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def evaluate(monkeypatch, capsys, tmp_path):
-    """Run the program in this process: words -> (exit code, stdout, stderr)."""
-
-    def run(*words: object, program=main):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            run_program(program)
-        return end.value.code, *capsys.readouterr()
-
-    return run
+def evaluate(run_main):
+    """Run the program: words -> (exit code, stdout, stderr)."""
+    return partial(run_main, main)
 
 
 def shared_main(argv: list[str]) -> None:
@@ -112,12 +105,12 @@ def test_sets_are_measured_side_by_side(places, evaluate, tmp_path):
         assert abs(channel["shift"]) < 5 * channel["error"]
 
 
-def test_a_model_is_measured_as_its_files_are(places, evaluate, tmp_path):
+def test_a_model_is_measured_as_its_files_are(places, evaluate, run_main, tmp_path):
     making = ["--model", places / "model", "--steps", 3, "--num_images", 20, "--seed", 3]
     common = ["--data", places / "real", "--features", FEATURES]
     assert evaluate(*making, *common, "--output_dir", tmp_path / "fly")[0] == 0
     to_files = [*making, "--output_dir", tmp_path / "files"]
-    assert evaluate(*to_files, program=sampling_program.main)[0] == 0
+    assert run_main(sampling_program.main, *to_files)[0] == 0
     words = ["--samples", tmp_path / "files", *common, "--output_dir", tmp_path / "read"]
     assert evaluate(*words)[0] == 0
     (fly,), (read,) = (record(tmp_path / name)["results"] for name in ("fly", "read"))

@@ -1,5 +1,5 @@
 import json
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +8,6 @@ from PIL import Image
 
 from ddpm_sa import NoiseSchedule, Pipeline
 from ddpm_sa.bound import prior
-from ddpm_sa.cli import run_program
 from ddpm_sa.images import to_tensor
 from sampling.paper import main
 from tests.reference import SMALL, randomise_
@@ -31,16 +30,9 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def paper(place, monkeypatch, capsys):
+def paper(place, monkeypatch, run_main):
     monkeypatch.chdir(place)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["paper.py", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            run_program(main)
-        return end.value.code, *capsys.readouterr()
-
-    return run
+    return partial(run_main, main)
 
 
 IMAGES = ["--data", "train.npy", "--validation", "held.npy"]

@@ -1,12 +1,10 @@
 """Networks that plain diffusers saved go through every program unchanged."""
 
-import sys
 from pathlib import Path
 
 import pytest
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from ddpm_sa.cli import run_program
 from sampling import ablation, attention, edit, sample
 from tests.reference import SMALL, randomise_
 
@@ -33,14 +31,12 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_programs_take_a_folder_of_diffusers(name, folder, monkeypatch, capsys, tmp_path):
+def test_programs_take_a_folder_of_diffusers(name, folder, run_main, tmp_path):
     program, words = PROGRAMS[name]
     before = contents(folder)
     assert {path.name for path in before} >= {"model_index.json", "config.json"}
     words = ["--model", folder, "--steps", 2, "--output_dir", tmp_path / "out", *words]
-    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        run_program(program.main)
-    assert end.value.code == 0, capsys.readouterr().err
+    code, _, said = run_main(program.main, *words)
+    assert code == 0, said
     assert list((tmp_path / "out").glob("*.png"))
     assert contents(folder) == before

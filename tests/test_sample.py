@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from ddpm_sa import Pipeline, UNet
-from ddpm_sa.cli import run_program
 from ddpm_sa.images import ImageFormat
 from sampling.sample import main
 from tests.runs import environment, torchrun
@@ -46,16 +46,9 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def sample(monkeypatch, capsys):
-    """Run the program in this process: words -> (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            run_program(main)
-        return end.value.code, *capsys.readouterr()
-
-    return run
+def sample(run_main):
+    """Run the program: words -> (exit code, stdout, stderr)."""
+    return partial(run_main, main)
 
 
 def pixels(folder, names=None):

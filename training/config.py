@@ -3,7 +3,6 @@
 The defaults are the recipe of Ho et al. 2020 for CIFAR-10.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -87,9 +86,7 @@ class OptimConfig:
     warmup_steps: int = 5000
     """Update k (from 0) uses lr * min(k / warmup_steps, 1), as the paper's code: the first is 0."""
     decay_steps: int | None = None
-    """lr falls linearly, to 0 at this update. None: it stays, as in the paper."""
-    decay_from: int | None = None
-    """The update at which it begins to fall. None: when the warm-up ends."""
+    """After the warm-up lr falls linearly, to 0 at this update. None: it stays, as in the paper."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the running means of the gradient and of its square."""
     eps: float = 1e-8
@@ -106,12 +103,6 @@ class OptimConfig:
             self.decay_steps is None or self.decay_steps > self.warmup_steps,
             f"optim.decay_steps={self.decay_steps} must be above "
             f"optim.warmup_steps={self.warmup_steps}, or null for no decay",
-        )
-        require(
-            self.decay_from is None
-            or self.warmup_steps <= self.decay_from < (self.decay_steps or math.inf),
-            f"optim.decay_from={self.decay_from} must be optim.warmup_steps={self.warmup_steps} or "
-            f"more, and below optim.decay_steps={self.decay_steps}",
         )
         require(
             self.grad_clip is None or self.grad_clip > 0,

@@ -113,13 +113,12 @@ def make_batch(images: Images, draws: Draws, layout: Layout, step: int) -> Batch
 def learning_rate(config: OptimConfig, step: int) -> float:
     """lr · min(step / warmup_steps, 1), as the paper's code, times the decay where there is one.
 
-    step counts updates from 0. The decay is 1 until decay_from (the end of the warm-up, if not
-    given), falls linearly to 0 at decay_steps, and stays there.
+    step counts updates from 0. The decay falls linearly from 1 after the warm-up to 0 at
+    decay_steps, and stays there.
     """
     factor = min(step / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
     if config.decay_steps is not None:
-        begin = config.warmup_steps if config.decay_from is None else config.decay_from
-        left = (config.decay_steps - step) / (config.decay_steps - begin)
+        left = (config.decay_steps - step) / (config.decay_steps - config.warmup_steps)
         factor *= min(max(left, 0.0), 1.0)
     return config.lr * factor
 

@@ -133,8 +133,8 @@ class Images:
         return lines
 
 
-def _take_one_processor() -> None:
-    """Keep torch in this thread from having helpers, which would take the network's processors."""
+def take_one_processor() -> None:
+    """Keep torch in this thread from having helpers, which would take others' processors."""
     torch.get_num_threads()  # a thread that has not asked yet would forget what is set
     torch.set_num_threads(1)
 
@@ -143,7 +143,7 @@ def prefetched(make: Callable[[int], Item], steps: Iterable[int]) -> Iterator[It
     """make(step) for each step, made in a thread while the one before it is used."""
     with ThreadPoolExecutor(1) as thread:
         threads = torch.get_num_threads()
-        thread.submit(_take_one_processor).result()
+        thread.submit(take_one_processor).result()
         torch.set_num_threads(threads)  # for this thread and those to come
         ahead = None
         for step in steps:

@@ -1,12 +1,7 @@
-"""What the programs that make images are told: the model, and how to denoise with it."""
+"""How to denoise, as the programs that make images are told."""
 
-import hashlib
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
-
-import diffusers
-import torch
 
 from ddpm_sa import Pipeline
 from ddpm_sa.guidance import Guidance
@@ -14,8 +9,7 @@ from ddpm_sa.guides import check_together
 from ddpm_sa.reuse import check_interval
 from ddpm_sa.sampler import Method, rehearse
 from ddpm_sa.solvers import Option
-
-Weights = Literal["ema", "raw"]
+from sampling.model import weights_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,62 +116,3 @@ class MethodSettings:
             "guidance": guidance,
             "cache_interval": self.cache_interval,
         }
-
-
-def open_model(model: str, weights: Weights, dtype: str, compile: bool = False) -> Pipeline:
-    """The pipeline of a model folder, of a run folder, or of a repository on the hub.
-
-    Args:
-        model: Which.
-        weights: "ema", the averaged ones in model/; or "raw", those in model-raw/ beside it.
-        dtype: In which the network computes.
-        compile: Whether torch.compile makes it faster, a size of batch at a time.
-
-    Raises:
-        ValueError: If there is no such model.
-    """
-    folder = Path(model)
-    if (folder / "model").is_dir() and (folder / "config.yaml").is_file():
-        folder = folder / "model"
-    if weights == "raw":
-        raw = folder.with_name(f"{folder.name}-raw")
-        if not raw.is_dir():
-            raise ValueError(
-                f"{raw} is not there; training keeps raw weights if it is told --ema.keep_raw true"
-            )
-        folder = raw
-    pipeline = Pipeline.from_pretrained(folder if folder.exists() else model)
-    if dtype == "bfloat16":
-        pipeline.unet.bfloat16()  # diffusers' .to(dtype) prints a warning about no modules
-    if compile:
-        pipeline.unet.compile(dynamic=False)
-    return pipeline
-
-
-def weights_hash(pipeline: Pipeline) -> str:
-    """Of the names and values of all weights, as they are computed with."""
-    found = hashlib.sha256()
-    for name, tensor in pipeline.unet.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def identity_of(pipeline: Pipeline) -> dict[str, Any]:
-    """What images depend on in a model."""
-    config = pipeline.scheduler.config
-    return {
-        "weights_sha256": weights_hash(pipeline),
-        "trained_with": {name: config[name] for name in config if not name.startswith("_")},
-    }
-
-
-def environment_of(model: str, device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """Where images are made."""
-    return {
-        "model": model,
-        "device": str(device),
-        "processes": processes,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
