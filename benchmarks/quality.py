@@ -2,8 +2,8 @@
 
     python benchmarks/quality.py --minutes 10
 
-Both train a network of the same size on the same 5,000 digits for the same minutes, one after the
-other on the whole processor. Ours is training/configs/mnist.yaml; theirs is the script as
+Both train a network of the same size on the same 5,000 digits for the same minutes, in turns of a
+few seconds on the whole processor. Ours is training/configs/mnist.yaml; theirs is the script as
 benchmarks/transcribed.py has it, at the best of three learning rates: the one that ends with the
 least distance of fewer samples. The averaged weights of moments on the way are kept, and make
 images by 50 DDIM steps from the same noise when all training is over, so that only training needs
@@ -15,8 +15,7 @@ and writes quality.json.
 import dataclasses
 import json
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,8 @@ from matplotlib.ticker import StrMethodFormatter
 
 from benchmarks.judge import FEATURES, moments, train_judge
 from benchmarks.ours import our_config, our_pipeline, our_run
-from benchmarks.transcribed import Run, Weights, their_pipeline, theirs
+from benchmarks.transcribed import their_pipeline, theirs
+from benchmarks.turns import Start, train_in_turns
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.dataset import take_one_processor
@@ -41,7 +41,6 @@ from training.config import TrainConfig
 
 RECIPE = "training/configs/mnist.yaml"
 MOMENTS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the minutes, when samples are taken
-TRIAL_STEPS = 10  # to see how many fit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,14 +78,6 @@ def main() -> None:
     settings = parse(Settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    judge, unseen, _ = train_judge(settings.epochs, held_out=2500)
-    target = moments(judge, unseen)
-
-    def distance(num_images: int, pipeline: Pipeline) -> float:
-        pipeline.set_progress_bar_config(disable=True)
-        made: Any = pipeline(num_images, steps=50, batch_size=64, output_type="pt", seed=0).images
-        return frechet_distance(moments(judge, made * 2 - 1), target)
-
     print(
         f"{settings.minutes:g} minutes each, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}; {settings.num_images} samples, 50 DDIM steps, seed 0\n"
@@ -94,18 +85,16 @@ def main() -> None:
     config = recipe_of(10**6)
     images = open_images(config.data)
     digits = images.tensors(np.arange(images.length), np.zeros(images.length, bool))
-    rates = {f"diffusers' script, lr {rate:g}": rate for rate in settings.learning_rates}
-    starts: dict[str, Callable[[int], Run]] = {"ours": lambda steps: our_run(recipe_of(steps))}
-    starts |= {name: partial(theirs, digits, rate) for name, rate in rates.items()}
-    runs: dict[str, tuple[int, list[Weights]]] = {}
-    for name, start in starts.items():
-        runs[name] = trained(start, settings.minutes)
-        print(f"{name}: {runs[name][0]} updates", flush=True)
+    script = {f"diffusers' script, lr {rate:g}": rate for rate in settings.learning_rates}
+    starts: dict[str, Start] = {"ours": lambda steps: our_run(recipe_of(steps))}
+    starts |= {name: partial(theirs, digits, rate) for name, rate in script.items()}
+    runs = train_in_turns(starts, settings.minutes, MOMENTS)
+    for name, run in runs.items():
+        print(f"{name}: {run.updates} updates, lr falls to 0 at {run.planned}", flush=True)
 
-    # Two pipelines with a processor each make half as many images again as one with two.
-    pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=take_one_processor)
-    last = [their_pipeline(runs[name][1][-1]) for name in rates]
-    ends = dict(zip(rates, pool.map(partial(distance, settings.to_choose), last), strict=True))
+    distances = judge(settings.epochs)
+    last = [their_pipeline(runs[name].kept[-1]) for name in script]
+    ends = dict(zip(script, distances(last, settings.to_choose), strict=True))
     for name, end in ends.items():
         print(f"{name}: distance of {settings.to_choose} samples at the end {end:.3g}", flush=True)
     best = min(ends, key=lambda name: ends[name])
@@ -114,11 +103,10 @@ def main() -> None:
     print("|---|---|" + "---|" * len(MOMENTS))
     curves: dict[str, list[float]] = {}
     for name, make in (("ours", partial(our_pipeline, config)), (best, their_pipeline)):
-        updates, kept = runs[name]
-        pipelines = [make(weights) for weights in kept]
-        curves[name] = list(pool.map(partial(distance, settings.num_images), pipelines))
+        pipelines = [make(weights) for weights in runs[name].kept]
+        curves[name] = distances(pipelines, settings.num_images)
         cells = " | ".join(f"{value:.3g}" for value in curves[name])
-        print(f"| {name} | {updates} | {cells} |", flush=True)
+        print(f"| {name} | {runs[name].updates} | {cells} |", flush=True)
 
     needed = minutes_to(curves["ours"], minutes, curves[best][-1])
     print(f"\n{ratio_in_words(needed, settings.minutes, best, curves[best][-1])}")
@@ -129,35 +117,28 @@ def main() -> None:
         "minutes": minutes,
         "distances": curves,
         "ends": ends,
-        "updates": {name: updates for name, (updates, _) in runs.items()},
+        "updates": {name: [run.updates, run.planned] for name, run in runs.items()},
     }
     (folder / "quality.json").write_text(json.dumps(record, indent=2) + "\n")
     figure(minutes, curves).savefig(folder / "quality.png", dpi=150)
 
 
-def trained(start: Callable[[int], Run], minutes: float) -> tuple[int, list[Weights]]:
-    """Run for so long; the number of updates, and the averaged weights at the moments."""
-    run = start(10**6)
-    next(run)  # what happens once
-    began = time.perf_counter()
-    for _ in range(TRIAL_STEPS - 1):
-        next(run)
-    seconds = (time.perf_counter() - began) / (TRIAL_STEPS - 1)
-    run.close()
+def judge(epochs: int) -> Callable[[Sequence[Pipeline], int], list[float]]:
+    """What measures the images of pipelines, so many of each: distances to unseen digits."""
+    classifier, unseen, _ = train_judge(epochs, held_out=2500)
+    target = moments(classifier, unseen)
 
-    run, spent, updates, kept = start(round(minutes * 60 / seconds)), 0.0, 0, []
-    weights: Callable[[], Weights] = dict
-    for at in MOMENTS:
-        began = time.perf_counter()
-        while spent + time.perf_counter() - began < at * minutes * 60:
-            made = next(run, None)
-            if made is None:  # it was faster than the trial said
-                break
-            weights, updates = made, updates + 1
-        spent += time.perf_counter() - began
-        kept.append(weights())
-    run.close()
-    return updates, kept
+    def distance(num_images: int, pipeline: Pipeline) -> float:
+        pipeline.set_progress_bar_config(disable=True)
+        made: Any = pipeline(num_images, steps=50, batch_size=64, output_type="pt", seed=0).images
+        return frechet_distance(moments(classifier, made * 2 - 1), target)
+
+    def distances(pipelines: Sequence[Pipeline], num_images: int) -> list[float]:
+        # Two pipelines with a processor each make half as many images again as one with two.
+        with ThreadPoolExecutor(torch.get_num_threads(), initializer=take_one_processor) as pool:
+            return list(pool.map(partial(distance, num_images), pipelines))
+
+    return distances
 
 
 def recipe_of(steps: int) -> TrainConfig:

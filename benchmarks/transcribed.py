@@ -26,6 +26,7 @@ def theirs(images: Tensor, lr: float, steps: int, batch_size: int = 16) -> Run:
     """Train on these, (N, 1, 32, 32) in [-1, 1]."""
     torch.manual_seed(0)
     network = their_network()
+    random = torch.Generator().manual_seed(0)  # its own: other trainings take turns with it
     ema = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, power=0.75)
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
     optimizer = torch.optim.AdamW(
@@ -34,12 +35,17 @@ def theirs(images: Tensor, lr: float, steps: int, batch_size: int = 16) -> Run:
     rates = get_scheduler(
         "cosine", optimizer, num_warmup_steps=min(500, steps // 10), num_training_steps=steps
     )
-    loader = torch.utils.data.DataLoader(images, batch_size, shuffle=True)  # type: ignore[arg-type]
+    loader = torch.utils.data.DataLoader(
+        images,  # type: ignore[arg-type]
+        batch_size,
+        shuffle=True,
+        generator=random,
+    )
     names, done = [name for name, _ in network.named_parameters()], 0
     while done < steps:
         for clean in loader:
-            noise = torch.randn_like(clean)
-            t = torch.randint(0, 1000, (len(clean),))
+            noise = torch.randn(clean.shape, generator=random)
+            t = torch.randint(0, 1000, (len(clean),), generator=random)
             output = network(scheduler.add_noise(clean, noise, t), t).sample  # type: ignore[arg-type]
             F.mse_loss(output, noise).backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
