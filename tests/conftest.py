@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -59,7 +60,8 @@ def run_main(monkeypatch, capsys):
     from ddpm_sa.cli import run_program
 
     def run(main, *words):
-        monkeypatch.setattr(sys, "argv", [main.__module__, *map(str, words)])
+        name = Path(sys.modules[main.__module__].__file__).name
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
         with pytest.raises(SystemExit) as end:
             run_program(main)
         return end.value.code, *capsys.readouterr()
