@@ -1,5 +1,6 @@
 """Networks that plain diffusers saved go through every program unchanged."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,17 @@ def test_programs_take_a_folder_of_diffusers(name, folder, run_main, tmp_path):
     assert code == 0, said
     assert list((tmp_path / "out").glob("*.png"))
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["attention", "ablation"])
+def test_programs_take_a_run_folder(name, folder, run_main, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folder, run / "model")
+    (run / "config.yaml").touch()
+    program, words = PROGRAMS[name]
+    words = ["--model", run, "--steps", 2, "--output_dir", tmp_path / "out", *words]
+    code, _, said = run_main(program.main, *words)
+    assert code == 0, said
+    code, _, said = run_main(program.main, *words, "--weights", "raw")
+    assert code == 2
+    assert "training keeps raw weights if" in said
