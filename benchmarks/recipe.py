@@ -99,6 +99,8 @@ def main() -> None:
         with written.open("a") as file:
             file.write(json.dumps(record) + "\n")
         print(f"{record['row']}, seed {record['seed']}: {record['distance']:.3f}", flush=True)
+    if not written.is_file():
+        raise ValueError(f"{written} is not there, so there is no table; name --rows to measure")
     print("\n" + table([json.loads(line) for line in written.read_text().splitlines()]))
 
 
