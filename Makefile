@@ -1,5 +1,5 @@
 # make demo   train on 5,000 real digits, sample a grid, draw where the attention looks
-# make test   the default suite      make test-slow   the rest
+# make test   the default suite      make test-slow   the rest      make test-gpu   on a GPU
 # make check  lint, format and types
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := .venv/bin
 # accelerate launch gives a process one thread of a CPU, unless told.
 THREADS = $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
-.PHONY: setup demo test test-slow check
+.PHONY: setup demo test test-slow test-gpu check
 
 setup: .venv/installed
 
@@ -31,6 +31,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/pytest -m slow
+
+test-gpu: setup
+	$(BIN)/pytest -m gpu tests/test_gpu.py
 
 check: setup
 	$(BIN)/ruff check .

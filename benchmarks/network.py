@@ -135,7 +135,8 @@ def table(
     runs: dict[str, Callable[[], object]] = {
         case.name: lambda case=case: run(case, x, t) for case in cases
     }
-    size, products = 2048, "matrix product"
+    # As large as keeps the device busy
+    size, products = 8192 if x.device.type == "cuda" else 2048, "matrix product"
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.randn(size, size, device=x.device).to(dtype)
         runs[f"{products} {dtype}"] = lambda matrix=matrix: matrix @ matrix
@@ -151,7 +152,7 @@ def table(
         took = seconds[case.name]
         share = work / took / limits[case.dtype]
         print(
-            f"{case.name:42}{took * 1e3:8.0f}{len(x) / took:10.2f}{base / took:7.2f}x{share:10.0%}"
+            f"{case.name:42}{took * 1e3:8.1f}{len(x) / took:10.1f}{base / took:7.2f}x{share:10.0%}"
         )
     print(
         f"limit: a {size} x {size} matrix product, "

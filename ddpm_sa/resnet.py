@@ -1,5 +1,6 @@
 """The residual block that the timestep shifts, and the ways to halve and double an image."""
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -106,8 +107,10 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        # Making the other kernel costs as much as 500 pixels save.
-        if x.shape[0] * x.shape[2] * x.shape[3] < 512:
+        # Making the other kernel costs as much as 500 pixels save. On an H100 the network that has
+        # it was slower than diffusers' in bf16, and faster in float32.
+        few = x.shape[0] * x.shape[2] * x.shape[3] < 512
+        if few or (x.is_cuda and x.dtype != torch.float32):
             return self.conv(double(x))
         kernel = doubling_kernel(self.conv.weight)
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)

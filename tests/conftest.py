@@ -20,6 +20,12 @@ hypothesis.settings.register_profile("house", deadline=None, derandomize=True, d
 hypothesis.settings.load_profile("house")
 
 
+def pytest_configure(config):
+    """A GPU is for the tests that ask for one: others compare bits, with processes on the CPU."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 # What follows imports the programs where it is used: most tests do without.
 
 

@@ -9,7 +9,8 @@ WEIGHT = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0)) / 8
 def eight(images: Tensor) -> Tensor:
     """Eight sums of pixels, with a bend."""
     pixels = images.flatten(1)
-    return (pixels @ WEIGHT[: pixels.shape[1]]).tanh() + pixels.mean(1, keepdim=True)
+    weight = WEIGHT[: pixels.shape[1]].to(pixels.device)
+    return (pixels @ weight).tanh() + pixels.mean(1, keepdim=True)
 
 
 def three(images: Tensor) -> Tensor:

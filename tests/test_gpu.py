@@ -1,0 +1,107 @@
+"""On an accelerator: the numbers of the CPU, the randomness of the CPU, and runs that go on.
+
+The rest of the suite runs there too, on the accelerator wherever a program chooses for itself.
+"""
+
+import json
+
+import pytest
+import torch
+
+from ddpm_sa import Pipeline, UNet
+from tests.runs import NETWORK, arguments, checkpoint, metrics, run_here, same_bits
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+
+@pytest.fixture(autouse=True)
+def in_full_float32(monkeypatch):
+    """Convolutions as they are on the CPU, not in TensorFloat-32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return UNet(**NETWORK).eval()
+
+
+def test_network_and_its_gradients_are_the_cpus():
+    x, t = torch.randn(3, 3, 8, 8), torch.tensor([0, 500, 999])
+    gradients = []
+    for device in ("cpu", "cuda"):
+        unet = network().to(device)
+        out = unet(x.to(device), t.to(device)).sample
+        (out.square().mean() * 100).backward()
+        gradients.append([out.detach().cpu(), *(p.grad.cpu() for p in unet.parameters())])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-5 * one.abs().max().item() + 1e-7)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "dpmsolver++", "euler_ancestral", "heun"])
+def test_images_of_a_seed_are_the_cpus(straight, scheduler):
+    made = []
+    for device in ("cpu", "cuda"):
+        pipeline = Pipeline.from_pretrained(straight / "model").to(device)
+        pipeline.set_progress_bar_config(disable=True)
+        made.append(pipeline(4, steps=10, scheduler=scheduler, output_type="pt").images)
+    torch.testing.assert_close(made[1], made[0], rtol=0, atol=1e-4)
+
+
+def test_run_is_on_the_gpu_in_bf16_by_default_and_learns(pictures, tmp_path):
+    run_here(arguments(pictures, tmp_path / "run", steps=40, mixed_precision="auto", log_every=10))
+    (state,) = (tmp_path / "run" / "checkpoints").glob("*/state.json")
+    found = json.loads(state.read_text())["environment"]
+    assert found["device"] == torch.cuda.get_device_name()
+    assert "mixed_precision: bf16" in (tmp_path / "run" / "config.yaml").read_text()
+    losses = [row["loss"] for row in metrics(tmp_path / "run") if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def resumed(pictures, tmp_path, changes):
+    """A run, and the same one that was stopped in the middle and went on."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    run_here(arguments(pictures, one, **changes))
+    run_here(arguments(pictures, other, **changes, steps=3))
+    run_here(arguments(pictures, other, **changes, resume="auto"))
+    return one, other
+
+
+@pytest.mark.parametrize("changes", [{}, {"mixed_precision": "bf16"}])
+def test_run_stopped_and_resumed_has_the_bits_of_one_that_was_not(pictures, tmp_path, changes):
+    one, other = resumed(pictures, tmp_path, changes)
+    for stem in ("weights", "ema", "optimizer"):
+        assert same_bits(checkpoint(one, 6, stem), checkpoint(other, 6, stem)), stem
+
+
+def test_compiled_run_stopped_and_resumed_is_to_rounding_one_that_was_not(pictures, tmp_path):
+    """torch.compile chooses its kernels by their time, and so may sum in another order."""
+    one, other = resumed(pictures, tmp_path, {"compile": "true"})
+    first, second = (checkpoint(run, 6, "weights") for run in (one, other))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-5)
+
+
+def test_losses_are_those_of_a_run_on_the_cpu(pictures, tmp_path, monkeypatch):
+    run_here(arguments(pictures, tmp_path / "gpu", log_every=1))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    run_here(arguments(pictures, tmp_path / "cpu", log_every=1))
+    gpu, cpu = ([row["loss"] for row in metrics(tmp_path / name)] for name in ("gpu", "cpu"))
+    assert gpu == pytest.approx(cpu, rel=1e-5)
+
+
+def test_maps_of_attention_are_the_cpus(straight):
+    from ddpm_sa import record_attention
+
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([10, 700])
+    rows = []
+    for device in ("cpu", "cuda"):
+        unet = network().to(device)
+        with record_attention(unet) as maps, torch.no_grad():
+            unet(x.to(device), t.to(device))
+        rows.append({name: kept[0].cpu() for name, kept in maps.items()})
+    assert rows[0].keys() == rows[1].keys()
+    for name in rows[0]:
+        torch.testing.assert_close(rows[1][name], rows[0][name], rtol=0, atol=1e-5)
