@@ -4,6 +4,8 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 
+from accelerate.state import AcceleratorState
+
 from benchmarks.transcribed import Run, Weights, copied
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse
@@ -14,6 +16,8 @@ from training.launch import make_accelerator, make_layout, settle
 from training.loop import learning_rate, make_batches, train_steps
 from training.network import build_network
 from training.recipe import make_loss, make_scheduler, prepare
+
+RECIPE = "training/configs/mnist.yaml"
 
 
 def our_config(words: Sequence[str]) -> TrainConfig:
@@ -26,6 +30,7 @@ def our_run(config: TrainConfig) -> Run:
     """Train as these settings say; gives, after each update, what copies the averaged weights."""
     layout, images = make_layout(config), open_images(config.data)
     network = build_network(config.model, images, config.seed)
+    AcceleratorState._reset_state(reset_partial_state=True)  # that of another run, in its precision
     accelerator = make_accelerator(config, layout)
     prepared, optimizer = prepare(accelerator, network, config)
     averages = Averages(network, config.ema)

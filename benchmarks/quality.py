@@ -4,12 +4,12 @@
 
 Both train a network of the same size on the same 5,000 digits for the same minutes, in turns of a
 few seconds on the whole processor. Ours is training/configs/mnist.yaml; theirs is the script as
-benchmarks/transcribed.py has it, at the best of three learning rates: the one that ends with the
-least distance of fewer samples. The averaged weights of moments on the way are kept, and make
-images by 50 DDIM steps from the same noise when all training is over, so that only training needs
-a quiet machine. Their distance to real digits is Fréchet's, in features of a classifier that is
-trained here (benchmarks/judge.py) and has not seen those digits. Prints a table, draws quality.png
-and writes quality.json.
+benchmarks/transcribed.py has it, at the best of three learning rates and of two ways to make the
+DDIM steps: what ends with the least distance of fewer samples. The averaged weights of moments on
+the way are kept, and make images by 50 DDIM steps from the same noise when all training is over, so
+that only training needs a quiet machine. Their distance to real digits is Fréchet's, in features of
+a classifier that is trained here (benchmarks/judge.py) and has not seen those digits. Prints a
+table, draws quality.png and writes quality.json.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.judge import FEATURES, moments, train_judge
-from benchmarks.ours import our_config, our_pipeline, our_run
+from benchmarks.ours import RECIPE, our_config, our_pipeline, our_run
 from benchmarks.transcribed import their_pipeline, theirs
 from benchmarks.turns import Start, train_in_turns
 from ddpm_sa import Pipeline
@@ -39,8 +39,12 @@ from ddpm_sa.data.opening import open_images
 from ddpm_sa.metrics.distances import frechet_distance
 from training.config import TrainConfig
 
-RECIPE = "training/configs/mnist.yaml"
 MOMENTS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the minutes, when samples are taken
+# How diffusers' script would have it sampled, and how ours is
+SAMPLING: dict[str, dict[str, Any]] = {
+    "": {},
+    ", sampled as ours": {"timestep_spacing": "trailing", "clip_sample": False},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ class Settings:
     Attributes:
         minutes: Training time of each run.
         num_images: Samples for each distance of the two curves.
-        to_choose: Samples for the distance that chooses the script's learning rate.
+        to_choose: Samples for the distance that chooses the script's learning rate and sampling.
         learning_rates: Of the transcribed script, whose default is 1e-4; the best should lie
             within.
         epochs: How long the classifier learns.
@@ -94,8 +98,14 @@ def main() -> None:
         print(f"{name}: {run.updates} updates, lr falls to 0 at {run.planned}", flush=True)
 
     distances = judge(settings.epochs)
-    last = [their_pipeline(runs[name].kept[-1]) for name in script]
-    ends = dict(zip(script, distances(last, settings.to_choose), strict=True))
+    made = {"ours": (runs["ours"], partial(our_pipeline, config))} | {
+        name + how: (runs[name], partial(their_pipeline, **options))
+        for name in script
+        for how, options in SAMPLING.items()
+    }
+    candidates = [name for name in made if name != "ours"]
+    last = [make(run.kept[-1]) for run, make in (made[name] for name in candidates)]
+    ends = dict(zip(candidates, distances(last, settings.to_choose), strict=True))
     for name, end in ends.items():
         print(f"{name}: distance of {settings.to_choose} samples at the end {end:.3g}", flush=True)
     best = min(ends, key=lambda name: ends[name])
@@ -103,11 +113,11 @@ def main() -> None:
     print("\n| | updates | " + " | ".join(f"{at:.3g} min" for at in minutes) + " |")
     print("|---|---|" + "---|" * len(MOMENTS))
     curves: dict[str, list[float]] = {}
-    for name, make in (("ours", partial(our_pipeline, config)), (best, their_pipeline)):
-        pipelines = [make(weights) for weights in runs[name].kept]
-        curves[name] = distances(pipelines, settings.num_images)
+    for name in ("ours", best):
+        run, make = made[name]
+        curves[name] = distances([make(weights) for weights in run.kept], settings.num_images)
         cells = " | ".join(f"{value:.3g}" for value in curves[name])
-        print(f"| {name} | {runs[name].updates} | {cells} |", flush=True)
+        print(f"| {name} | {run.updates} | {cells} |", flush=True)
 
     needed = minutes_to(curves["ours"], minutes, curves[best][-1])
     print(f"\n{ratio_in_words(needed, settings.minutes, best, curves[best][-1])}")

@@ -10,6 +10,10 @@ images, whose Fréchet distance to real ones is taken in features of a classifie
 these (benchmarks/judge.py). Adds each run to OUTPUT_DIR/DATA.jsonl, and prints a table of all that
 stand there; several of these programs may add to one file. One thread each, in as many programs as
 there are cores, does most in an hour.
+
+Times stand in OUTPUT_DIR/DATA-times.json, and those that stand there are not measured again. So
+`--seeds '[]'` on the machine whose minutes count measures them, and with this file another machine,
+such as one with a GPU, can do the training.
 """
 
 import dataclasses
@@ -29,11 +33,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 import yaml
+from accelerate import PartialState
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from benchmarks.judge import FEATURES, moments, taught, train_judge
-from benchmarks.ours import our_config, our_pipeline, our_run
+from benchmarks.ours import RECIPE, our_config, our_pipeline, our_run
 from benchmarks.transcribed import Run, Weights
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.config import DataConfig
@@ -43,10 +48,10 @@ from training.config import TrainConfig
 from training.network import build_network
 
 ROWS = Path(__file__).with_name("recipes.yaml")
-RECIPE = "training/configs/mnist.yaml"
 HELD_OUT = 2500
 ROUNDS, UPDATES = 8, 3  # of timing a row beside the baseline
-OF_TIME = {"model.unet", "batch_size", "optim.optimizer"}  # what changes the time of an update
+# What changes the time of an update
+OF_TIME = {"model.unet", "batch_size", "optim.optimizer", "mixed_precision", "compile"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,7 @@ class Settings:
         data: digits, or the images of `source` at 16 x 16.
         source: A .parquet file, folder or hub name of labelled images, for cifar10.
         rows: Of benchmarks/recipes.yaml; none for a table of what is in the file already.
-        seeds: Of training and samples.
+        seeds: Of training and samples; none to time the rows alone.
         steps: Updates of the baseline.
         num_images: Samples for each distance.
         sample_steps: Steps of dpmsolver++.
@@ -99,6 +104,8 @@ def main() -> None:
         with written.open("a") as file:
             file.write(json.dumps(record) + "\n")
         print(f"{record['row']}, seed {record['seed']}: {record['distance']:.3f}", flush=True)
+    if not settings.seeds:
+        return
     if not written.is_file():
         raise ValueError(f"{written} is not there, so there is no table; name --rows to measure")
     print("\n" + table([json.loads(line) for line in written.read_text().splitlines()]))
@@ -106,17 +113,15 @@ def main() -> None:
 
 def compare(settings: Settings, kind: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Train, sample and measure every row at every seed."""
+    written = Path(settings.output_dir, f"{settings.data}-times.json")
+    factors = {row: time_of(kind, row, written) for row in settings.rows}
+    if not settings.seeds:
+        return
     baseline = row_config(kind, "baseline", settings.steps, 0)
     judge, unseen = judge_of(settings, baseline.data)
     target = moments(judge, unseen)
     for seed, row in itertools.product(settings.seeds, settings.rows):
-        factor = 1.0
-        if any(name in OF_TIME for name in kind["rows"][row]):
-            # Long enough for the learning rate, which the time does not depend on.
-            factor = times_as_long(
-                *(row_config(kind, name, 10**4, 0) for name in (row, "baseline"))
-            )
-        config = row_config(kind, row, round(settings.steps / factor), seed)
+        config = row_config(kind, row, round(settings.steps / factors[row]), seed)
         began = time.process_time()
         weights = trained(our_run(config))
         seconds = time.process_time() - began
@@ -127,7 +132,7 @@ def compare(settings: Settings, kind: dict[str, Any]) -> Iterator[dict[str, Any]
             "distance": frechet_distance(moments(judge, images), target),
             "updates": config.steps,
             "images": config.steps * config.batch_size,
-            "time_of_an_update": factor,
+            "time_of_an_update": factors[row],
             "processor_seconds": seconds,
             "steps": settings.steps,
             "samples": settings.num_images,
@@ -159,6 +164,20 @@ def initial(config: TrainConfig) -> str:
     return folder
 
 
+def time_of(kind: dict[str, Any], row: str, written: Path) -> float:
+    """How long an update of a row takes, in those of the baseline, as written or measured now."""
+    if OF_TIME.isdisjoint(kind["rows"][row]):
+        return 1.0
+    known = json.loads(written.read_text()) if written.is_file() else {}
+    if row not in known:
+        # Long enough for the learning rate, which the time does not depend on.
+        configs = (row_config(kind, name, 10**4, 0) for name in (row, "baseline"))
+        known[row] = times_as_long(*configs)
+        written.write_text(json.dumps(known, indent=2) + "\n")
+        print(f"{row}: an update takes {known[row]:.2f} times the baseline's", flush=True)
+    return known[row]
+
+
 def times_as_long(config: TrainConfig, baseline: TrainConfig) -> float:
     """How long an update takes, in those of the baseline: medians of turns one after the other."""
     runs = (our_run(config), our_run(baseline))
@@ -184,7 +203,7 @@ def trained(run: Run) -> Weights:
 
 def sampled(config: TrainConfig, weights: Weights, settings: Settings) -> Tensor:
     """Images in [-1, 1], (N, C, S, S)."""
-    pipeline = our_pipeline(config, weights)
+    pipeline = our_pipeline(config, weights).to(PartialState().device)
     pipeline.set_progress_bar_config(disable=True)
     made: Any = pipeline(
         settings.num_images,

@@ -7,6 +7,7 @@ a tenth of the run, in favour of short ones.
 """
 
 from collections.abc import Callable, Generator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,10 +63,12 @@ def their_network() -> UNet2DModel:
     return UNet2DModel(**preset("mnist").unet)
 
 
-def their_pipeline(weights: Weights) -> Pipeline:
+def their_pipeline(weights: Weights, **options: Any) -> Pipeline:
+    """What samples with them; options are DDPMScheduler's, of sampling."""
     network = their_network()
     network.load_state_dict(weights)
-    return Pipeline(network, DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear"))
+    scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", **options)
+    return Pipeline(network, scheduler)
 
 
 def copied(weights: Weights) -> Weights:
