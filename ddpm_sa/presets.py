@@ -24,6 +24,22 @@ PAPER_SCHEDULE = {
 }
 
 
+def predicting(prediction_type: str) -> dict[str, Any]:
+    """What DDPMScheduler is told of a network that predicts this.
+
+    eps is sampled as the paper does: near the end of the noise its x_0, (x_t - s eps) / a, strays
+    far and is clipped. That of v and of x_0 itself does not stray, and a clipped x_0 no longer fits
+    the eps of the same step, which keeps DDIM from its solution (docs/recipe.md). "trailing" has
+    few steps begin at the noise that x_T has (Lin et al. 2024, section 3.3).
+    """
+    as_the_paper = prediction_type == "epsilon"
+    return {
+        "prediction_type": prediction_type,
+        "clip_sample": as_the_paper,
+        "timestep_spacing": "leading" if as_the_paper else "trailing",
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """One network and how to train it.
@@ -116,7 +132,7 @@ _CPU = {
 # posterior's (section 4.1).
 _LARGE = {**PAPER_SCHEDULE, "variance_type": "fixed_large"}
 _SMALL = {**PAPER_SCHEDULE, "variance_type": "fixed_small"}
-_V = {**_SMALL, "prediction_type": "v_prediction"}
+_V = {**_SMALL, **predicting("v_prediction")}
 
 _CHANNELS_256 = (128, 128, 256, 256, 512, 512)
 _CHANNELS_256_LARGE = (192, 192, 384, 384, 768, 768)

@@ -86,6 +86,11 @@ class Solver:
 
 
 EPSILON, NO_SAMPLE = ("epsilon",), ("epsilon", "v_prediction")
+# Timesteps that are even let the noise scale s/a of a cosine schedule fall from thousands to ten in
+# one step, of which a second evaluation says nothing about the first; these are even in its log.
+SECOND_ORDER = {"use_exponential_sigmas": True}
+SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+"""Options of which a scheduler takes one."""
 SCHEDULERS = {
     "ddpm": Solver("DDPMScheduler", keeps_leading=True),
     "ddim": Solver(
@@ -101,14 +106,18 @@ SCHEDULERS = {
     "sasolver": Solver("SASolverScheduler"),
     "euler": Solver("EulerDiscreteScheduler"),
     "euler_ancestral": Solver("EulerAncestralDiscreteScheduler", predictions=NO_SAMPLE),
-    "heun": Solver("HeunDiscreteScheduler"),
-    "kdpm2": Solver("KDPM2DiscreteScheduler", predictions=NO_SAMPLE),
-    "kdpm2_ancestral": Solver("KDPM2AncestralDiscreteScheduler", predictions=NO_SAMPLE),
+    "heun": Solver("HeunDiscreteScheduler", SECOND_ORDER),
+    "kdpm2": Solver("KDPM2DiscreteScheduler", SECOND_ORDER, predictions=NO_SAMPLE),
+    "kdpm2_ancestral": Solver(
+        "KDPM2AncestralDiscreteScheduler", SECOND_ORDER, predictions=NO_SAMPLE
+    ),
     "lms": Solver("LMSDiscreteScheduler", step_options={"order": 4}),
     # PNDM takes the v of several timesteps for v of the last, and so misses the image; its
-    # Runge-Kutta start costs 9 evaluations more.
+    # Runge-Kutta start costs 9 evaluations more. Where no signal is left its first steps go astray.
     "pndm": Solver(
-        "PNDMScheduler", {"skip_prk_steps": True}, keeps_leading=True, predictions=EPSILON
+        "PNDMScheduler",
+        {"skip_prk_steps": True, "timestep_spacing": "leading"},
+        predictions=EPSILON,
     ),
     "ipndm": Solver(VariancePreservingIPNDM, predictions=EPSILON),
 }
@@ -155,8 +164,10 @@ def make_scheduler(name: str, base: Any, steps: int, options: Options | None = N
         _check_value(option, value, known[option])
     solver = SCHEDULERS[name]
     for_step = {o: options.pop(o, default) for o, default in solver.step_options.items()}
+    asked = not options.keys().isdisjoint(SPACINGS)
+    own = {o: value for o, value in solver.settings.items() if not (asked and o in SPACINGS)}
     try:
-        scheduler = _class(name)(**_inherited(name, base) | dict(solver.settings) | options)
+        scheduler = _class(name)(**_inherited(name, base) | own | options)
         scheduler.set_timesteps(steps)
     except (ValueError, NotImplementedError, ImportError, IndexError) as error:
         raise ValueError(

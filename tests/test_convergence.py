@@ -18,7 +18,7 @@ from ddpm_sa.solvers import SCHEDULERS
         ("dpmsolver++, order 1, even", 1),
         ("dpmsolver++, even", 2),
         ("dpmsolver++singlestep, even", 2),
-        ("heun, even", 2),
+        ("heun", 2),
     ],
 )
 def test_errors_fall_with_the_order_of_the_scheduler(label, order):

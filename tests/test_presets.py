@@ -5,8 +5,11 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from ddpm_sa.cli import parse
 from ddpm_sa.presets import PRESETS, block_types, preset
 from ddpm_sa.unet import UNet
+from training.config import TrainConfig
+from training.recipe import make_scheduler
 
 # The paper's numbers: section 4 and appendix B, and run_cifar.py, run_lsun.py, run_celebahq.py.
 PARAMETERS = {
@@ -88,6 +91,17 @@ def test_paper_schedulers_are_the_papers() -> None:
         assert (config["beta_start"], config["beta_end"]) == (1e-4, 0.02)
         assert (config["num_train_timesteps"], config["prediction_type"]) == (1000, "epsilon")
         assert config["clip_sample"]
+        assert config["timestep_spacing"] == "leading"
+
+
+@pytest.mark.parametrize("config", ["cifar10", "lsun256", "mnist", "folder"])
+def test_saved_scheduler_samples_eps_as_the_paper_does_and_v_to_its_solution(config):
+    words = ["--config", f"training/configs/{config}.yaml", "--data.source", "images"]
+    saved = make_scheduler(parse(TrainConfig, words)).config
+    of_eps = config in ("cifar10", "lsun256")
+    assert saved["prediction_type"] == ("epsilon" if of_eps else "v_prediction")
+    assert saved["clip_sample"] == of_eps
+    assert saved["timestep_spacing"] == ("leading" if of_eps else "trailing")
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -9,7 +9,7 @@ from ddpm_sa.images import ImageFormat
 from ddpm_sa.model_folder import load_scheduler, local_folder
 from ddpm_sa.objective import denoising_loss, timestep_weights
 from ddpm_sa.prediction import prediction
-from ddpm_sa.presets import preset
+from ddpm_sa.presets import predicting, preset
 from ddpm_sa.schedule import NoiseSchedule
 from ddpm_sa.unet import UNet
 from training.config import ObjectiveConfig, OptimConfig, TrainConfig
@@ -34,8 +34,8 @@ def make_scheduler(config: TrainConfig) -> DDPMScheduler:
             "beta_schedule": BETA_SCHEDULE[config.schedule.kind],
             "beta_start": config.schedule.beta_start,
             "beta_end": config.schedule.beta_end,
-            "prediction_type": config.objective.prediction_type,
         }
+        | predicting(config.objective.prediction_type)
     )
 
 
