@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.judge import read, train_judge
-from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
+from sampling.method import GuidanceSettings
+from sampling.model import open_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Settings:
         scheduler: A short name, as sampling/sample.py has them.
         seed: Which samples.
         epochs: How long the classifier learns.
-        pag: Scale of perturbed-attention guidance; 0 is none.
+        guidance: As sampling/sample.py has it.
     """
 
     model: str
@@ -41,12 +42,12 @@ class Settings:
     scheduler: str = "euler_ancestral"
     seed: int = 0
     epochs: int = 15
-    pag: float = 0.0
+    guidance: GuidanceSettings = dataclasses.field(default_factory=GuidanceSettings)
 
 
 def main() -> None:
     settings = parse(Settings)
-    pipeline = Pipeline.from_pretrained(settings.model)
+    pipeline = open_model(settings.model)
     if pipeline.image_format.shape != (1, 32, 32):
         raise ValueError(
             f"the classifier reads 1 x 32 x 32 digits; {settings.model} makes "
@@ -58,7 +59,7 @@ def main() -> None:
         seed=settings.seed,
         batch_size=64,
         scheduler=settings.scheduler,
-        guide=pipeline.guidance("pag", settings.pag) if settings.pag else None,
+        guide=settings.guidance.guide(pipeline),
         output_type="pt",
     ).images
     judge, real, labels = train_judge(settings.epochs)

@@ -35,7 +35,7 @@ class Settings(ModelSettings):
     """Which model, and how many images to compare.
 
     Attributes:
-        model: A model folder, such as runs/mnist/model, a run folder, or a DDPMPipeline's
+        model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a DDPMPipeline's
             repository on the hub.
         output_dir: Where ablation.md, ablation.json and ablation.png go.
         num_images: Images of each row; as many more, of other noise, are what they are compared

@@ -26,7 +26,7 @@ class Settings:
     """Which models to show, and where.
 
     Attributes:
-        model: A model folder, such as runs/mnist/model, a run folder, or a DDPMPipeline's
+        model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a DDPMPipeline's
             repository on the hub; or a list of them, as in "[runs/a, runs/b]".
         host: Who may open the page: 127.0.0.1, this computer alone; 0.0.0.0, whoever reaches it.
         port: Where the page is; 0 takes one that is free.

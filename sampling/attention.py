@@ -32,7 +32,7 @@ class Settings(ModelSettings):
     """Which image to make, and whose looks to draw.
 
     Attributes:
-        model: A model folder, such as runs/mnist/model, a run folder, or a DDPMPipeline's
+        model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a DDPMPipeline's
             repository on the hub.
         output_dir: Where the figures and attention.npz go; made if it is not there.
         query: A pixel that looks, as Y,X (row, column, from 0); once for each pixel, as in

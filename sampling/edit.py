@@ -38,7 +38,8 @@ class Settings(MethodSettings, ModelSettings):
     """What to make of what.
 
     Attributes:
-        model: A model folder, such as runs/mnist/model, a run folder, or a repository on the hub.
+        model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a
+            repository on the hub.
         output_dir: Where the images go; a new folder, or one of an earlier edit, which is replaced.
         edit: sdedit (noise images to a strength and denoise them), interpolate (mix two images at a
             level), inpaint (fill in), variations (images that part at a level), progressive (the

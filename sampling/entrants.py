@@ -124,7 +124,7 @@ def first_shape(folder: str) -> tuple[int, int, int]:
 
 def data_of_run(model: str) -> DataConfig | None:
     """The images that a run folder's config.yaml names; None if the model lies in no run folder."""
-    for folder in (Path(model), Path(model).parent):
+    for folder in (Path(model), *Path(model).parents[:2]):  # a run, a model or a checkpoint of one
         if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
             settings = yaml.safe_load((folder / "config.yaml").read_text())["data"]
             if settings.get("value_range") is not None:

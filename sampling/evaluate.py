@@ -53,7 +53,7 @@ class Settings(MethodSettings, ModelSettings):
 
     Attributes:
         output_dir: Where evaluation.json and evaluation.png go.
-        model: A model folder, a run folder, or a repository on the hub; once for each model, as in
+        model: A model folder, a run, a checkpoint, or a repository on the hub; once for each, as in
             `--model A --model B`.
         samples: A folder of images that are there; once for each.
         data: The real images: mnist5k, a folder, a .parquet or .npy file, or the name of a data

@@ -9,7 +9,7 @@ from ddpm_sa.guides import check_together
 from ddpm_sa.reuse import check_interval
 from ddpm_sa.sampler import Method, rehearse
 from ddpm_sa.solvers import Option
-from sampling.model import weights_hash
+from sampling.model import open_model, weights_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class GuidanceSettings:
             endless if not given.
         layers: Names of the attention layers of pag, seg or sag; the middle's if not given.
         null_class: The class that stands for "no label", if images.json does not say.
-        model: The weaker model of auto.
+        model: The weaker model of auto, such as a checkpoint of the same run.
     """
 
     kind: Literal["none", "cfg", "pag", "sag", "seg", "auto"] = "none"
@@ -52,7 +52,7 @@ class GuidanceSettings:
             sigma=self.sigma,
             layers=self.layers,
             null_class=self.null_class,
-            weaker=Pipeline.from_pretrained(self.model) if self.model else None,
+            weaker=open_model(self.model) if self.model else None,
         )
 
     def _interval(self) -> tuple[float, float] | None:
@@ -107,7 +107,7 @@ class MethodSettings:
         """As samples.json keeps it."""
         guidance = None if self.guidance.kind == "none" else asdict(self.guidance)
         if guidance and self.guidance.model:
-            weaker = Pipeline.from_pretrained(self.guidance.model)
+            weaker = open_model(self.guidance.model)
             guidance["weights_sha256"] = weights_hash(weaker)
         return {
             "scheduler": self.scheduler,

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import diffusers
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from ddpm_sa import Pipeline
 
@@ -50,18 +52,30 @@ class ModelSettings:
 def open_model(
     model: str, weights: Weights = "ema", dtype: Precision = "float32", compile: bool = False
 ) -> Pipeline:
-    """The pipeline of a model folder, of a run folder, or of a repository on the hub.
+    """The pipeline of a model folder, of a run or one of its checkpoints, or of a hub's repository.
 
     Args:
         model: Which.
-        weights: "ema", the averaged ones in model/; or "raw", those in model-raw/ beside it.
+        weights: "ema", the averaged ones in model/; or "raw", those in model-raw/ beside it. A
+            checkpoint has both.
         dtype: In which the network computes.
         compile: Whether torch.compile makes it faster, a size of batch at a time.
 
     Raises:
         ValueError: If there is no such model.
     """
+    pipeline = _opened(model, weights)
+    if dtype == "bfloat16":
+        pipeline.unet.bfloat16()  # diffusers' .to(dtype) prints a warning about no modules
+    if compile:
+        pipeline.unet.compile(dynamic=False)
+    return pipeline
+
+
+def _opened(model: str, weights: Weights) -> Pipeline:
     folder = Path(model)
+    if folder.parent.name == "checkpoints" and folder.is_dir():
+        return _of_checkpoint(folder, weights)
     if (folder / "model").is_dir() and (folder / "config.yaml").is_file():
         folder = folder / "model"
     if weights == "raw":
@@ -71,11 +85,23 @@ def open_model(
                 f"{raw} is not there; training keeps raw weights if it is told --ema.keep_raw true"
             )
         folder = raw
-    pipeline = Pipeline.from_pretrained(folder if folder.exists() else model)
-    if dtype == "bfloat16":
-        pipeline.unet.bfloat16()  # diffusers' .to(dtype) prints a warning about no modules
-    if compile:
-        pipeline.unet.compile(dynamic=False)
+    return Pipeline.from_pretrained(folder if folder.exists() else model)
+
+
+def _of_checkpoint(folder: Path, weights: Weights) -> Pipeline:
+    """The network of a run, with weights that it had on the way."""
+    finished = folder.parents[1] / "model"
+    if not finished.is_dir():
+        raise ValueError(
+            f"{folder} holds weights alone; {finished}, which says of what network, is written "
+            "when the run ends or is stopped"
+        )
+    pipeline = Pipeline.from_pretrained(finished)
+    path = folder / ("ema.safetensors" if weights == "ema" else "weights.safetensors")
+    try:
+        pipeline.unet.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold the weights of {finished}: {error}") from error
     return pipeline
 
 

@@ -41,7 +41,8 @@ class Settings(ModelSettings):
     """Which experiments, of which model, on which images.
 
     Attributes:
-        model: A model folder, a run folder, or a repository on the hub; unconditional.
+        model: A model folder, a run, a checkpoint, or a repository on the hub;
+            unconditional.
         output_dir: Where the tables and figures go.
         experiments: table1 (class score, Fréchet distance, bits a dimension), table4 (rate and
             distortion, with figure 5), figure6 (images as they come about), figure7 (images that

@@ -35,7 +35,7 @@ class Settings(MethodSettings, ModelSettings):
     """Which images to make, and how.
 
     Attributes:
-        model: A model folder, such as runs/mnist/model, a run folder, or a DDPMPipeline's
+        model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a DDPMPipeline's
             repository on the hub.
         output_dir: Where the images go: 000000.png ..., grid.png and samples.json; .npy in place
             of .png for what a PNG cannot hold: floats, 16-bit colour, 2 or more than 4 channels.

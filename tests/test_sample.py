@@ -14,8 +14,9 @@ from PIL import Image
 
 from ddpm_sa import Pipeline, UNet
 from ddpm_sa.images import ImageFormat
+from sampling.model import open_model
 from sampling.sample import main
-from tests.runs import environment, torchrun
+from tests.runs import environment, same_bits, torchrun
 from tests.workers import Workers
 
 pytestmark = pytest.mark.filterwarnings(
@@ -305,6 +306,43 @@ def test_raw_weights_and_run_folders_are_found(models, sample, tmp_path):
     assert abs(one - other).max() > 1
 
 
+@pytest.mark.parametrize(("weights", "folder"), [("ema", "model"), ("raw", "model-raw")])
+def test_a_checkpoint_is_a_model_with_the_weights_of_its_step(straight, weights, folder):
+    first, last = (
+        open_model(str(straight / "checkpoints" / f"step-{step:08d}"), weights).unet.state_dict()
+        for step in (1, 6)
+    )
+    saved = Pipeline.from_pretrained(straight / folder).unet.state_dict()
+    assert same_bits(last, saved)
+    assert not same_bits(first, saved)
+
+
+def test_a_checkpoint_guides_its_own_model(straight, sample, tmp_path):
+    words = ["--model", straight, "--num_images", 1, "--steps", 2]
+    checkpoint = straight / "checkpoints" / "step-00000001"
+    guide = ["--guidance.kind", "auto", "--guidance.scale", 9, "--guidance.model", checkpoint]
+    assert sample(*words, "--output_dir", tmp_path / "plain")[0] == 0
+    assert sample(*words, *guide, "--output_dir", tmp_path / "guided")[0] == 0
+    one, other = (pixels(tmp_path / name)["000000.png"] for name in ("plain", "guided"))
+    assert abs(one - other).max() > 0
+
+
+def test_a_checkpoint_that_cannot_be_opened_is_named(straight, sample, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight / "checkpoints", run / "checkpoints")
+    words = ["--model", run / "checkpoints" / "step-00000001", "--output_dir", tmp_path / "out"]
+    code, _, error = sample(*words)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "is written when the run ends or is stopped" in error
+    shutil.copytree(straight / "model", run / "model")
+    damaged = run / "checkpoints" / "step-00000001" / "ema.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    code, _, error = sample(*words)
+    assert (code, error.count("\n")) == (2, 1)
+    assert str(damaged) in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_array_and_an_animation_are_written_where_asked_for(models, sample, tmp_path):
     arguments = ["--model", models / "classes", "--num_images", 3, "--steps", 4]
     arguments += ["--npz", "true", "--output_dir", tmp_path]
@@ -406,8 +444,9 @@ def test_memory_stays_flat_however_many_images_are_made(models, tmp_path):
 import resource, sys
 sys.argv = ["sample.py", "--model", {str(models / "grey")!r}, "--num_images", "{count}",
             "--steps", "1", "--batch_size", "10", "--output_dir", "{tmp_path / str(count)}"]
+from sampling.model import open_model
 from sampling.sample import main
-from tests.runs import environment, torchrun
+from tests.runs import environment, same_bits, torchrun
 main()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
