@@ -28,6 +28,8 @@ from ddpm_sa.metrics.distances import frechet_distance
 from ddpm_sa.model import INITIAL_NOISE
 from ddpm_sa.sampler import Method
 
+AS_THE_PAPER = {"clip_sample": True, "timestep_spacing": "leading"}  # its chain, in DDIM's steps
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -112,6 +114,8 @@ def ways(
                 reuse = f", deep part every {interval}" if interval > 1 else ""
                 yield f"ours, {name}{reuse}", steps, False, ours(method)
         yield "ours, ddim", steps, False, ours(Method(steps=steps))
+        clipped = Method(steps=steps, scheduler_options=AS_THE_PAPER)
+        yield "ours, ddim, clipped, leading timesteps", steps, False, ours(clipped)
         method = Method(steps=steps, scheduler="euler_ancestral")
         yield "ours, euler_ancestral", steps, True, ours(method)
 
