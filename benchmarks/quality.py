@@ -203,7 +203,7 @@ def figure(minutes: list[float], curves: dict[str, list[float]]) -> Figure:
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
+    drawn.legend(frameon=False, loc="outside upper left")
     return drawn
 
 
