@@ -86,8 +86,8 @@ class Solver:
 
 
 EPSILON, NO_SAMPLE = ("epsilon",), ("epsilon", "v_prediction")
-# Timesteps that are even let the noise scale s/a of a cosine schedule fall from thousands to ten in
-# one step, of which a second evaluation says nothing about the first; these are even in its log.
+# Even timesteps let the noise scale s/a of a cosine schedule fall from thousands to ten in one
+# step, whose second evaluation Heun weighs like its first; these are even in its logarithm.
 SECOND_ORDER = {"use_exponential_sigmas": True}
 SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 """Options of which a scheduler takes one."""

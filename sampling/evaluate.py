@@ -104,16 +104,16 @@ def main() -> None:
     device = device_of(here, settings.device)
     extractor = open_features(settings.features, device)
     pipelines = {name: settings.open(name) for name in settings.model}
-    methods = {name: settings.method(pipeline) for name, pipeline in pipelines.items()}
     identities = {name: identity_of(pipeline) for name, pipeline in pipelines.items()}
+    for pipeline in pipelines.values():  # before its method: a weaker model goes where this is
+        pipeline.to(device)
+    methods = {name: settings.method(pipeline) for name, pipeline in pipelines.items()}
     images = real_of(settings, pipelines)
     folder = by_process_0(
         partial(made_folder, Path(settings.output_dir)), f"{settings.output_dir} cannot be made"
     )
 
     real = of_real(images, extractor, settings.batch_size, here)
-    for pipeline in pipelines.values():
-        pipeline.to(device)
     results: list[Measured] = []
     kept: dict[str, Kept] = {}
     for entrant in entrants_of(settings, pipelines, methods, images, here):

@@ -18,6 +18,7 @@ from ddpm_sa.cli import repeated
 from ddpm_sa.data.opening import split
 from ddpm_sa.images import ImageFormat
 from sampling import sample as sampling_program
+from sampling.entrants import data_of_run
 from sampling.evaluate import main
 from tests.runs import picture_folder
 from tests.workers import Workers
@@ -216,6 +217,18 @@ def test_images_of_a_run_are_those_of_its_config(places, evaluate, tmp_path):
     told = record(tmp_path / "out")
     assert told["data"]["images"] == 45
     assert [found["count"] for found in told["results"]] == [15, 8]
+
+
+def test_a_model_or_a_checkpoint_of_a_run_knows_the_images_of_its_config(tmp_path):
+    run = tmp_path / "run"
+    for name in ("model", "checkpoints/step-00000001"):
+        (run / name).mkdir(parents=True)
+    (run / "config.yaml").write_text("data:\n  source: photographs\n")
+    for folder in (run, run / "model", run / "checkpoints" / "step-00000001"):
+        found = data_of_run(str(folder))
+        assert found is not None
+        assert found.source == "photographs"
+    assert data_of_run(str(tmp_path)) is None
 
 
 def test_images_of_any_kind_are_measured(evaluate, tmp_path):

@@ -1,7 +1,4 @@
-"""On an accelerator: the numbers of the CPU, the randomness of the CPU, and runs that go on.
-
-The rest of the suite runs there too, on the accelerator wherever a program chooses for itself.
-"""
+"""On a GPU: the numbers of the CPU, the randomness of the CPU, and runs that go on."""
 
 import json
 
