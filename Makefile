@@ -9,11 +9,12 @@ THREADS = $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
 .PHONY: setup demo test test-slow test-gpu check
 
+# --no-compile: Python compiles what it imports, when it does; all of it at once takes longer.
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,log,page,eval,dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,log,page,eval,dev]'
 	touch $@
 
 demo: setup
