@@ -29,7 +29,7 @@ demo: setup
 	@echo "Where their pixels look: runs/demo/attention/attention.png"
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: setup
 	$(BIN)/pytest -m slow
