@@ -17,6 +17,7 @@ such as one with a GPU, can do the training.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import statistics
@@ -158,10 +159,16 @@ def row_config(kind: dict[str, Any], row: str, steps: int, seed: int) -> TrainCo
 def initial(config: TrainConfig) -> str:
     """A folder with UNet2DModel's own initial weights for that network."""
     network = build_network(config.model, open_images(config.data), config.seed)
-    folder = tempfile.mkdtemp()
+    folder = tempfile.mkdtemp(dir=scratch().name)
     torch.manual_seed(config.seed)
     UNet2DModel(**network.to_diffusers().config).save_pretrained(Path(folder, "unet"))
     return folder
+
+
+@functools.cache
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder that goes when the program ends."""
+    return tempfile.TemporaryDirectory(prefix="ddpm_sa-recipe-")
 
 
 def time_of(kind: dict[str, Any], row: str, written: Path) -> float:
