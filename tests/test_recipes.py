@@ -19,8 +19,7 @@ def flat(config):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_differ_from_the_baseline_in_what_they_name_alone(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where initial weights are written
+def test_rows_differ_from_the_baseline_in_what_they_name_alone(kind, tmp_path):
     sections = KINDS[kind]
     if kind == "cifar10":
         sections["base"]["data.source"] = str(tmp_path / "photographs.npy")
