@@ -43,11 +43,14 @@ class Prediction:
         p, q = self.row(a, s)
         return (a * F - p * x_t) / (a * q - s * p)
 
-    def x_0_error(self, schedule: NoiseSchedule) -> Tensor:
-        """Squared error of x_0 for a unit squared error of F: (s / det)², float64, (T,)."""
-        a, s = schedule.a, schedule.s
+    def error_of_x_0(self, a: Tensor, s: Tensor) -> Tensor:
+        """How large an error of x_0 comes of a unit error of F: s / det; it may be negative."""
         p, q = self.row(a, s)
-        return (s / (a * q - s * p)) ** 2
+        return s / (a * q - s * p)
+
+    def x_0_error(self, schedule: NoiseSchedule) -> Tensor:
+        """Squared error of x_0 for a unit squared error of F, float64, (T,)."""
+        return self.error_of_x_0(schedule.a, schedule.s) ** 2
 
 
 PREDICTIONS = {

@@ -23,6 +23,14 @@ Evaluate = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x_t, t, class_labels) -> the network's output, in float32; see `denoise`."""
 
 
+MOST_ERROR = 160.0
+"""Where the network's error is more times as large in x_0, its x_0 is taken from within [-1, 1].
+
+157 is what the paper's linear schedule ends with, for eps; a cosine schedule ends with 20,000, and
+the few timesteps there would make noise of what every solver but DDPM and DDIM does next.
+"""
+
+
 class View(NamedTuple):
     """What the network is asked about at one step.
 
@@ -51,7 +59,7 @@ class Step(NamedTuple):
         number: 0, 1, ... from the noisiest on.
         t: Timestep that the network was told, a scalar, an integer or between two.
         x_t: What the network saw, a x_0 + s eps, (B, C, H, W).
-        x_0: The clean image it implies, (B, C, H, W), not clipped.
+        x_0: The clean image it implies, (B, C, H, W), clipped where `MOST_ERROR` says so alone.
         x_next: The scheduler's state after the step (its own scale); after the last, the image.
     """
 
@@ -110,9 +118,14 @@ def denoise(
         view = View(x_t, t.to(x.device).expand(len(x)), class_labels, a, s)
         output = guide(evaluate, view) if guide else evaluate(*view[:3])
         F = output[:, :channels]
-        x_0 = denoiser.x_0(F, x_t, a, s)
-        if denoiser is not steps_with:
-            output = F = steps_with.target(x_0, denoiser.eps(F, x_t, a, s), a, s)
+        x_0, eps = denoiser.x_0(F, x_t, a, s), denoiser.eps(F, x_t, a, s)
+        strays = bool(denoiser.error_of_x_0(a, s) > MOST_ERROR)
+        if strays:
+            x_0 = x_0.clamp(-1, 1)
+            eps = (x_t - a * x_0) / s
+        if strays or denoiser is not steps_with:
+            F = steps_with.target(x_0, eps, a, s)
+            output = torch.cat([F, output[:, channels:]], dim=1)
         with _ServedNoise(lambda index=index: noise_of_step(index)):
             x = scheduler.step(output if learned_variance else F, t, x).prev_sample
         changed = yield Step(index, t, x_t, x_0, x)
