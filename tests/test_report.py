@@ -68,6 +68,8 @@ def test_report_warns_of_what_was_hardly_meant() -> None:
     assert "warning     7 of them are odd" in text
     assert "data.flip mirrors digits" in text
     assert "batch_size=8 is small" in text
+    assert "nothing is learned from step 30 on" in text
+    assert "--optim.decay_steps 2000" in text
     few = said(images=replace(IMAGES, length=20))
     assert "20 images are few" in few
     large = replace(IMAGES, format=replace(FORMAT, size=(128, 128)))
@@ -77,7 +79,8 @@ def test_report_warns_of_what_was_hardly_meant() -> None:
 
 def test_sound_run_is_warned_of_nothing(monkeypatch) -> None:
     monkeypatch.setattr(os, "cpu_count", torch.get_num_threads)
-    config = replace(CONFIG, data=DataConfig(source="photos"), batch_size=32)
+    falling = OptimConfig(lr=1e-3, warmup_steps=10, decay_steps=2000)
+    config = replace(CONFIG, data=DataConfig(source="photos"), batch_size=32, optim=falling)
     assert "warning" not in said(config, replace(IMAGES, notes=()))
 
 

@@ -154,6 +154,12 @@ def warnings(config: TrainConfig, images: Images, network: UNet) -> list[str]:
         found.append(f"{images.length} images are few: they may be learned by heart")
     if config.batch_size < SMALL_BATCH:
         found.append(f"batch_size={config.batch_size} is small: its gradient is mostly noise")
+    last = config.optim.decay_steps
+    if last is not None and last < config.steps:
+        found.append(
+            f"nothing is learned from step {last} on, where the learning rate is 0; give "
+            f"--optim.decay_steps {config.steps}"
+        )
     for place in attention_layers(network):
         height, width = map(int, place.split()[1].split("x"))
         if height * width >= LARGE_GRID**2:
