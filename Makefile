@@ -7,6 +7,9 @@ BIN := .venv/bin
 # accelerate launch gives a process one thread of a CPU, unless told.
 THREADS = $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 
+# One more than cores, for tests wait for processes of their own; four are enough.
+WORKERS = $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() + 1, 4))")
+
 .PHONY: setup demo test test-slow test-gpu check
 
 # --no-compile: Python compiles what it imports, when it does; all of it at once takes longer.
@@ -29,7 +32,7 @@ demo: setup
 	@echo "Where their pixels look: runs/demo/attention/attention.png"
 
 test: setup
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 
 test-slow: setup
 	$(BIN)/pytest -m slow

@@ -105,6 +105,7 @@ def test_queries_are_chosen_where_none_is_given(models, attention, tmp_path):
     np.testing.assert_array_equal(found["queries"], brightest_and_darkest(found["image"]))
 
 
+@pytest.mark.slow
 def test_queries_lie_in_the_image_where_the_network_sees_more(attention, tmp_path):
     unet = randomise_(UNet(**SMALL | {"in_channels": 1, "out_channels": 1}))
     thin = ImageFormat(channels=1, size=(9, 3))  # the network's is (10, 4)

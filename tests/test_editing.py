@@ -114,6 +114,7 @@ def test_sdedit_of_strength_0_returns_the_images_and_of_strength_1_forgets_them(
     assert abs(correlations[2]) < 0.1
 
 
+@pytest.mark.slow
 def test_sdedit_with_posterior_noise_has_the_closed_forms_correlation():
     """x_t = a x_0 + s eps, then x_0' from the exact posterior: Cov(x_0, x_0') = Σ a² (...)^-1 Σ."""
     images, level = draw(4096), 400

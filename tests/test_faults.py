@@ -46,7 +46,7 @@ def ended_in_one_line(argv, processes, log, before=None):
 
 
 # A checkpoint of the tiny network takes about 800 KiB.
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_full_disk_ends_the_run_and_leaves_the_last_checkpoint(pictures, tmp_path, processes):
     with small_disk(tmp_path / "disk", "4m") as disk:
         run, log = disk / "run", tmp_path / "log"

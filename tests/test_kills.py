@@ -84,7 +84,7 @@ def assert_same_folders(one, other):
         assert states[0] == states[1]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_three_times_is_the_run_that_was_not(pictures, tmp_path, processes):
     check_kills(pictures, tmp_path, processes, kills=3, least_cut_short=1)
 

@@ -51,6 +51,7 @@ def assert_left_out(run):
         assert same == [True, False, True, False, False], stem
 
 
+@pytest.mark.slow
 def test_all_processes_leave_out_the_update_that_one_found_not_finite(pictures, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     argv = arguments(pictures, run, **CHANGES)

@@ -84,11 +84,13 @@ def halfway(run):
     return run / "checkpoints" / f"step-{STEPS // 2:08d}"
 
 
+@pytest.mark.slow
 def test_spread_network_trains_as_a_whole_one(train):
     assert_alike(train("none"), train("fsdp"))
     assert_same_gradient(train("none"), train("fsdp"))
 
 
+@pytest.mark.slow
 def test_each_process_holds_its_part_alone(train):
     whole, parts = (
         [int(line) for line in train(sharding).with_suffix(".held").read_text().split()]
@@ -99,6 +101,7 @@ def test_each_process_holds_its_part_alone(train):
     assert max(parts) < 0.51 * whole[0]
 
 
+@pytest.mark.slow
 def test_spread_network_leaves_the_same_files(train):
     """Whole tensors of the same names, shapes and types, and the models that they make."""
     one, other = train("none"), train("fsdp")
@@ -112,6 +115,7 @@ def test_spread_network_leaves_the_same_files(train):
         assert kinds[0] == kinds[1]
 
 
+@pytest.mark.slow
 def test_spread_run_goes_on_bit_for_bit(train):
     straight = train("fsdp")
     resumed = train("fsdp", resume=halfway(straight))
