@@ -24,10 +24,11 @@ Evaluate = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 MOST_ERROR = 160.0
-"""Where the network's error is more times as large in x_0, its x_0 is taken from within [-1, 1].
+"""Where the network's error is more times as large in x_0, x_0 is taken from within [-1, 1].
 
 157 is what the paper's linear schedule ends with, for eps; a cosine schedule ends with 20,000, and
-the few timesteps there would make noise of what every solver but DDPM and DDIM does next.
+the few timesteps there would make noise of what a fast solver does next. DDPM, DDIM and Heun
+clip as they are told.
 """
 
 
@@ -106,7 +107,7 @@ def denoise(
     steps_with = prediction(scheduler.config.prediction_type)
     denoiser = steps_with if predicts is None else prediction(predicts)
     learned_variance = scheduler.config.get("variance_type") == "learned_range"
-    channels = x_T.shape[1]
+    channels, clips_itself = x_T.shape[1], "clip_sample" in scheduler.config
 
     def evaluate(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         return network(x_t.to(dtype), t, labels).sample.float()
@@ -119,7 +120,7 @@ def denoise(
         output = guide(evaluate, view) if guide else evaluate(*view[:3])
         F = output[:, :channels]
         x_0, eps = denoiser.x_0(F, x_t, a, s), denoiser.eps(F, x_t, a, s)
-        strays = bool(denoiser.error_of_x_0(a, s) > MOST_ERROR)
+        strays = not clips_itself and bool(denoiser.error_of_x_0(a, s) > MOST_ERROR)
         if strays:
             x_0 = x_0.clamp(-1, 1)
             eps = (x_t - a * x_0) / s
