@@ -12,7 +12,10 @@ WORKERS = $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() + 1, 4))")
 
 .PHONY: setup demo test test-slow test-gpu check
 
-# --no-compile: Python compiles what it imports, when it does; all of it at once takes longer.
+# --no-compile: Python compiles what it imports, when it does, and keeps that beside it; all of it
+# at once takes longer. Where it is told to keep nothing, each process would compile torch again.
+unexport PYTHONDONTWRITEBYTECODE
+
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
