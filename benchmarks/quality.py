@@ -65,7 +65,7 @@ class Settings:
     minutes: float = 10.0
     num_images: int = 2000
     to_choose: int = 250
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     epochs: int = 15
     threads: int | None = None
     output_dir: str = "out"
