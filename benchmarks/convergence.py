@@ -24,8 +24,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.sampler import Evaluate, Method, View, denoise, scales
-from ddpm_sa.solvers import Option
+from ddpm_sa.samplers.denoise import Evaluate, Method, View, denoise, scales
+from ddpm_sa.samplers.schedulers import Option
 
 BetaSchedule = Literal["linear", "squaredcos_cap_v2"]
 MEAN = 0.3
@@ -94,7 +94,7 @@ def slope(steps: Sequence[int], errors: Sequence[float]) -> float:
 
 
 def best(evaluate: Evaluate, view: View) -> Tensor:
-    """The exact eps, (1, 1, 4, N), a row for each deviation; a `ddpm_sa.sampler.Guide`."""
+    """The exact eps, (1, 1, 4, N), a row for each deviation; a `ddpm_sa.samplers.denoise.Guide`."""
     x_t, a, s = view.x_t.double(), view.a.double(), view.s.double()
     x_0 = MEAN + a * DEVIATIONS**2 / _variance(a, s) * (x_t - a * MEAN)
     return ((x_t - a * x_0) / s).float()

@@ -21,8 +21,8 @@ from torch import Tensor
 from benchmarks.judge import FEATURES, moments, read, train_judge
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.metrics.distances import frechet_distance
-from sampling.method import MethodSettings
-from sampling.model import ModelSettings
+from sampling.common.model_loading import ModelSettings
+from sampling.common.sampler_settings import MethodSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

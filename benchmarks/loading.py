@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.dataset import Images, prefetched
-from ddpm_sa.data.opening import open_images
+from ddpm_sa.data.load import open_images
 from training.config import DataConfig
 from training.draws import Draws
 

@@ -25,15 +25,15 @@ import torch
 from torch import nn
 
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.data.opening import open_images
+from ddpm_sa.data.load import open_images
 from training.config import TrainConfig
+from training.distributed.accelerator import make_accelerator, make_layout, settle
 from training.draws import Draws
 from training.ema import Averages
-from training.launch import make_accelerator, make_layout, settle
-from training.log import RunLog
 from training.loop import learning_rate, make_batch, make_batches, train_steps
 from training.network import build_network
-from training.recipe import make_loss, make_optimizer, make_scheduler, prepare
+from training.objective import make_loss, make_optimizer, make_scheduler, prepare
+from training.reporting.log import RunLog
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

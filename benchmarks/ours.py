@@ -9,13 +9,13 @@ from accelerate.state import AcceleratorState
 from benchmarks.transcribed import Run, Weights, copied
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse
-from ddpm_sa.data.opening import open_images
+from ddpm_sa.data.load import open_images
 from training.config import TrainConfig
+from training.distributed.accelerator import make_accelerator, make_layout, settle
 from training.ema import Averages
-from training.launch import make_accelerator, make_layout, settle
 from training.loop import learning_rate, make_batches, train_steps
 from training.network import build_network
-from training.recipe import make_loss, make_scheduler, prepare
+from training.objective import make_loss, make_scheduler, prepare
 
 RECIPE = "training/configs/mnist.yaml"
 

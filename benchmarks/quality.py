@@ -35,7 +35,7 @@ from benchmarks.turns import Start, train_in_turns
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.dataset import take_one_processor
-from ddpm_sa.data.opening import open_images
+from ddpm_sa.data.load import open_images
 from ddpm_sa.metrics.distances import frechet_distance
 from training.config import TrainConfig
 

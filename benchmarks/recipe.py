@@ -43,7 +43,7 @@ from benchmarks.ours import RECIPE, our_config, our_pipeline, our_run
 from benchmarks.transcribed import Run, Weights
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.config import DataConfig
-from ddpm_sa.data.opening import open_images
+from ddpm_sa.data.load import open_images
 from ddpm_sa.metrics.distances import frechet_distance
 from training.config import TrainConfig
 from training.network import build_network

@@ -7,22 +7,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddpm_sa.ablation import ablate_attention
-    from ddpm_sa.attention_measures import measure_attention
-    from ddpm_sa.maps import record_attention
+    from ddpm_sa.diffusion.schedule import NoiseSchedule
+    from ddpm_sa.interpret.ablation import ablate_attention
+    from ddpm_sa.interpret.measures import measure_attention
+    from ddpm_sa.interpret.recording import record_attention
+    from ddpm_sa.models.presets import preset
+    from ddpm_sa.models.unet import UNet
     from ddpm_sa.pipeline import Pipeline
-    from ddpm_sa.presets import preset
-    from ddpm_sa.schedule import NoiseSchedule
-    from ddpm_sa.unet import UNet
 
 _HOMES = {
-    "NoiseSchedule": "schedule",
+    "NoiseSchedule": "diffusion.schedule",
     "Pipeline": "pipeline",
-    "UNet": "unet",
-    "ablate_attention": "ablation",
-    "measure_attention": "attention_measures",
-    "preset": "presets",
-    "record_attention": "maps",
+    "UNet": "models.unet",
+    "ablate_attention": "interpret.ablation",
+    "measure_attention": "interpret.measures",
+    "preset": "models.presets",
+    "record_attention": "interpret.recording",
 }
 __all__ = [
     "NoiseSchedule",

@@ -14,10 +14,10 @@ from huggingface_hub import create_repo, upload_folder
 from PIL import Image
 from torch import Tensor, nn
 
-from ddpm_sa import images
-from ddpm_sa.guidance import Guidance
-from ddpm_sa.guides import Kind, make_guidance
-from ddpm_sa.images import ImageFormat, padded_size
+from ddpm_sa.diffusion.prediction import Prediction, prediction
+from ddpm_sa.guidance.base import Guidance
+from ddpm_sa.guidance.by_name import Kind, make_guidance
+from ddpm_sa.image_format import FILE_NAME, ImageFormat, padded_size
 from ddpm_sa.model_folder import (
     GRID_NAME,
     NETWORK_CONFIGS,
@@ -27,12 +27,11 @@ from ddpm_sa.model_folder import (
     model_card,
     replaced,
 )
-from ddpm_sa.prediction import Prediction, prediction
+from ddpm_sa.models.config import not_in_diffusers
+from ddpm_sa.models.unet import UNet
 from ddpm_sa.randomness import standard_normal
-from ddpm_sa.reuse import DeepReuse
-from ddpm_sa.sampler import Method, Walk, denoise
-from ddpm_sa.unet import UNet
-from ddpm_sa.unet_config import not_in_diffusers
+from ddpm_sa.samplers.denoise import Method, Walk, denoise
+from ddpm_sa.samplers.feature_cache import DeepReuse
 
 INITIAL_NOISE = "sampling: x_T"
 STEP_NOISE = "sampling: step"
@@ -72,7 +71,7 @@ class Model(DiffusionPipeline):
     def denoise(
         self, indices: Sequence[int], method: Method, seed: int, labels: Tensor | None = None
     ) -> Walk:
-        """One batch, step by step (see `ddpm_sa.sampler.denoise`), with each image's own noise.
+        """One batch, step by step (see `samplers.denoise.denoise`), with each image's own noise.
 
         Images whose size the network cannot halve are larger here, below and to the right.
         """
@@ -88,7 +87,7 @@ class Model(DiffusionPipeline):
         labels: Tensor | None = None,
         start: int = 0,
     ) -> Walk:
-        """`ddpm_sa.sampler.denoise` with this network; a start is a number of its timesteps."""
+        """`samplers.denoise.denoise` with this network; a start is a number of its timesteps."""
         reuses = method.cache_interval > 1
         return denoise(
             DeepReuse(self.unet, method.cache_interval) if reuses else self.unet,
@@ -130,7 +129,7 @@ class Model(DiffusionPipeline):
         null_class: int | None = None,
         weaker: "Model | None" = None,
     ) -> Guidance:
-        """A `guide` for this pipeline's calls; see `ddpm_sa.guides.make_guidance`.
+        """A `guide` for this pipeline's calls; see `ddpm_sa.guidance.by_name.make_guidance`.
 
         Args:
             null_class: The last class, if None and the network has one more than names.
@@ -249,7 +248,7 @@ class Model(DiffusionPipeline):
         folder = local_folder(folder_or_repo)
         first_file(folder, NETWORK_CONFIGS)
         scheduler = load_scheduler(folder)
-        has_format = (folder / images.FILE_NAME).is_file()
+        has_format = (folder / FILE_NAME).is_file()
         image_format = ImageFormat.load(folder) if has_format else None
         return cls(UNet.from_pretrained(folder), scheduler, image_format)
 

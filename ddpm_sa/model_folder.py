@@ -12,12 +12,18 @@ from typing import Any
 import diffusers
 from huggingface_hub import snapshot_download
 
-from ddpm_sa import images
-from ddpm_sa.images import ImageFormat, padded_size
-from ddpm_sa.unet_config import not_in_diffusers
+from ddpm_sa.image_format import FILE_NAME, ImageFormat, padded_size
+from ddpm_sa.models.config import not_in_diffusers
 
 GRID_NAME = "samples.png"
-OUR_FILES = {"model_index.json", "unet", "scheduler", images.FILE_NAME, "README.md", GRID_NAME}
+OUR_FILES = {
+    "model_index.json",
+    "unet",
+    "scheduler",
+    FILE_NAME,
+    "README.md",
+    GRID_NAME,
+}
 # In the folder of each, or at the root, as in old repositories.
 NETWORK_CONFIGS = ("unet/config.json", "config.json")
 SCHEDULER_CONFIGS = ("scheduler/scheduler_config.json", "scheduler_config.json")

@@ -10,12 +10,12 @@ from diffusers import ImagePipelineOutput
 from einops import rearrange
 from torch import Tensor
 
-from ddpm_sa.guides import check_together
-from ddpm_sa.images import from_tensor, to_pil
+from ddpm_sa.guidance.by_name import check_together
+from ddpm_sa.image_format import from_tensor, to_pil
 from ddpm_sa.model import Model, evaluating
-from ddpm_sa.reuse import check_interval
-from ddpm_sa.sampler import Guide, Method, Step, Walk, rehearse
-from ddpm_sa.solvers import Options
+from ddpm_sa.samplers.denoise import Guide, Method, Step, Walk, rehearse
+from ddpm_sa.samplers.feature_cache import check_interval
+from ddpm_sa.samplers.schedulers import Options
 
 StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 """diffusers' callback_on_step_end; see `Pipeline.__call__`."""
@@ -55,15 +55,16 @@ class Pipeline(Model):
             steps: Steps of the scheduler, at most the training's timesteps.
             seed: Which images; 0 or greater.
             batch_size: Images at once, for speed alone.
-            scheduler: One of `ddpm_sa.solvers.SCHEDULERS`.
+            scheduler: One of `ddpm_sa.samplers.schedulers.SCHEDULERS`.
             class_labels: For a class-conditional network: one class for all, or one for each
                 image; image i has class i modulo the number of classes, if None.
             output_type: "pil"; or "np", (N, H, W, C), or "pt", (N, C, H, W), in [0, 1], float32;
                 or "values", (N, H, W, C), of the type and range that the training images had.
             indices: Make these images in place of num_images.
             scheduler_options: Settings of that scheduler, such as {"eta": 0.5} for "ddim".
-            guide: A `ddpm_sa.guidance.Guidance`, as `self.guidance(...)` makes one.
-            cache_interval: Compute deep features at every so many steps; see `ddpm_sa.reuse`.
+            guide: A `ddpm_sa.guidance.base.Guidance`, as `self.guidance(...)` makes one.
+            cache_interval: Compute deep features at every so many steps; see
+                `ddpm_sa.samplers.feature_cache`.
             num_inference_steps: diffusers' name of steps.
             generator: diffusers' way to say seed; refused.
             callback_on_step_end: (pipeline, step, t, {"latents", "x_0"}) -> a dict, as in

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from ddpm_sa import Pipeline, ablate_attention
-from ddpm_sa.ablation import Replacement
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.slots import attention_layers
+from ddpm_sa.interpret.ablation import Replacement
+from ddpm_sa.models.attention_slots import attention_layers
 from sampling.attention import made_folder, need_matplotlib
-from sampling.device import device_named
-from sampling.model import ModelSettings
+from sampling.common.device import device_named
+from sampling.common.model_loading import ModelSettings
 
 REPLACEMENTS: tuple[Replacement, ...] = ("identity", "uniform", "local")
 SPLITS = 200
@@ -145,8 +145,8 @@ def _sample(pipeline: Pipeline, settings: Settings, indices: Sequence[int]) -> T
 def _write(
     folder: Path, settings: Settings, rows: list[Row], by_chance: float, pictures: list[Tensor]
 ) -> None:
-    from sampling.ablation_figure import draw_ablation
-    from sampling.panels import save
+    from sampling.figures.ablation import draw_ablation
+    from sampling.figures.panels import save
 
     told = f"{settings.num_images} images, {settings.scheduler}, seed {settings.seed}"
     lines = [

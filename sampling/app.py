@@ -16,9 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.slots import attention_layers
-from sampling.device import device_named
-from sampling.model import open_model
+from ddpm_sa.models.attention_slots import attention_layers
+from sampling.common.device import device_named
+from sampling.common.model_loading import open_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,18 +61,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ddpm_sa-page-") as folder:
         # gradio reads these when it is imported: where its files go, and that it calls nobody.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
-        page = _page()
-        page.serve(pipelines, folder, settings.host, settings.port)
+        layout = _page_layout()
+        layout.serve(pipelines, folder, settings.host, settings.port)
 
 
-def _page():
+def _page_layout():
     try:
-        from sampling import page
+        from sampling.page import layout
     except ModuleNotFoundError as error:
         raise ValueError(
             f"the page needs {error.name}: pip install 'ddpm_sa[page]', or pip install gradio"
         ) from error
-    return page
+    return layout
 
 
 if __name__ == "__main__":

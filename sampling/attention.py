@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.slots import attention_layers
-from sampling.course import Course, Denoising, Making, brightest_and_darkest, follow
-from sampling.device import device_named
-from sampling.model import ModelSettings
+from ddpm_sa.models.attention_slots import attention_layers
+from sampling.common.device import device_named
+from sampling.common.model_loading import ModelSettings
+from sampling.common.trajectory import Course, Denoising, Making, brightest_and_darkest, follow
 
 MOST_QUERIES = 12  # more are no figure that one can read
 
@@ -94,9 +94,9 @@ def main() -> None:
 
 def draw_all(course: Course, layer: str, which: str, folder: Path) -> list[str]:
     """Write every figure and the numbers; returns the names of the files."""
-    from sampling.attention_figure import draw_course, draw_layers, save_animation
-    from sampling.measures_figure import draw_measures
-    from sampling.panels import save
+    from sampling.figures.attention import draw_course, draw_layers, save_animation
+    from sampling.figures.attention_measures import draw_measures
+    from sampling.figures.panels import save
 
     figures = {
         "attention.png": draw_course(

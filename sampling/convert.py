@@ -26,10 +26,10 @@ from torch import Tensor
 
 from ddpm_sa import NoiseSchedule, Pipeline, UNet
 from ddpm_sa.checkpoints import from_ddpm_tf, from_openai, from_pesser
+from ddpm_sa.checkpoints.reading import read_weights
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.model_folder import load_scheduler
-from ddpm_sa.unet_config import not_in_diffusers
-from sampling.weights_file import read_weights
+from ddpm_sa.models.config import not_in_diffusers
 
 # A name that each kind has, and no other.
 MARKS = {

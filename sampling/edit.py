@@ -20,14 +20,14 @@ from einops import rearrange
 from torch import Tensor
 
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.editing import Editor
-from ddpm_sa.images import image_grid, visible
+from ddpm_sa.editing.editor import Editor
+from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.pipeline import Batch
-from sampling.device import device_named
-from sampling.folder import GRID, save_images, save_picture, written_aside
-from sampling.method import MethodSettings
-from sampling.model import ModelSettings, environment_of, identity_of
-from sampling.pictures import read_images, read_mask
+from sampling.common.device import device_named
+from sampling.common.image_files import read_images, read_mask
+from sampling.common.model_loading import ModelSettings, environment_of, identity_of
+from sampling.common.sample_folder import GRID, save_images, save_picture, written_aside
+from sampling.common.sampler_settings import MethodSettings
 
 Edit = Literal["sdedit", "interpolate", "inpaint", "variations", "progressive", "reconstruct"]
 NEEDS_IMAGES = {"sdedit": 1, "interpolate": 2, "inpaint": 1, "reconstruct": 1}

@@ -25,14 +25,16 @@ from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, repeated, run_program
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.dataset import Images
-from ddpm_sa.data.opening import open_images
+from ddpm_sa.data.load import open_images
+from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.metrics.features import open_features
-from ddpm_sa.processes import by_process_0, join, leave
-from ddpm_sa.sampler import Method
+from ddpm_sa.samplers.denoise import Method
 from sampling.attention import made_folder, need_matplotlib
-from sampling.by_heart import HELD_OUT, Kept, look_up
-from sampling.device import device_of
-from sampling.entrants import (
+from sampling.common.device import device_of
+from sampling.common.model_loading import ModelSettings, environment_of, identity_of
+from sampling.common.sampler_settings import MethodSettings
+from sampling.evaluation.held_out_loss import Looks, likelihood, losses
+from sampling.evaluation.image_sets import (
     Entrant,
     data_of_run,
     files_of,
@@ -40,11 +42,9 @@ from sampling.entrants import (
     real_images,
     samples_of,
 )
-from sampling.looks import Looks, likelihood, losses
-from sampling.measuring import Measured, measured, of_real
-from sampling.method import MethodSettings
-from sampling.model import ModelSettings, environment_of, identity_of
-from sampling.results import lines_of, not_held_out, record_of, table, warnings_of, write
+from sampling.evaluation.memorization import HELD_OUT, Kept, look_up
+from sampling.evaluation.scores import Measured, measured, of_real
+from sampling.evaluation.summary import lines_of, not_held_out, record_of, table, warnings_of, write
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,15 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.dataset import Images
+from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.metrics.features import open_features
-from ddpm_sa.processes import by_process_0, join, leave
 from sampling import evaluate
 from sampling.attention import made_folder, need_matplotlib
-from sampling.device import device_of
-from sampling.experiments import EXPERIMENTS, Run
-from sampling.folder import written_aside
-from sampling.method import MethodSettings
-from sampling.model import ModelSettings, environment_of, identity_of
+from sampling.common.device import device_of
+from sampling.common.model_loading import ModelSettings, environment_of, identity_of
+from sampling.common.sample_folder import written_aside
+from sampling.common.sampler_settings import MethodSettings
+from sampling.evaluation.paper_experiments import EXPERIMENTS, Run
 
 Experiment = Literal["table1", "table4", "figure6", "figure7", "figure8"]
 KNOWN: tuple[Experiment, ...] = get_args(Experiment)

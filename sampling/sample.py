@@ -21,13 +21,13 @@ import torch
 
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.processes import by_process_0, join, leave
-from ddpm_sa.sampler import Method
-from sampling.animation import save_animation
-from sampling.device import device_of
-from sampling.folder import GRID, begin, save_array, save_grid, save_images
-from sampling.method import MethodSettings
-from sampling.model import ModelSettings, environment_of, identity_of
+from ddpm_sa.distributed import by_process_0, join, leave
+from ddpm_sa.samplers.denoise import Method
+from sampling.common.device import device_of
+from sampling.common.model_loading import ModelSettings, environment_of, identity_of
+from sampling.common.sample_folder import GRID, begin, save_array, save_grid, save_images
+from sampling.common.sampler_settings import MethodSettings
+from sampling.figures.animation import save_animation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

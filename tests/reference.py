@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from einops import rearrange
 from torch import Tensor, nn
 
-from ddpm_sa.unet import UNet
+from ddpm_sa.models.unet import UNet
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ddpm_sa import UNet, record_attention
-from ddpm_sa.ablation import ablate_attention
-from ddpm_sa.attention import PixelAttention, SAGANAttention
-from ddpm_sa.slots import attention_layers
+from ddpm_sa.interpret.ablation import ablate_attention
+from ddpm_sa.models.attention import PixelAttention, SAGANAttention
+from ddpm_sa.models.attention_slots import attention_layers
 from tests.reference import SMALL, randomise_
 
 MID = "mid_block.attentions.0"

@@ -4,7 +4,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ddpm_sa.attention import PixelAttention, SAGANAttention, scaled_dot_product
+from ddpm_sa.models.attention import PixelAttention, SAGANAttention, scaled_dot_product
 from tests.reference import Fixture, randomise_
 
 

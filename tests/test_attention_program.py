@@ -10,12 +10,12 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from ddpm_sa import Pipeline, UNet, measure_attention, record_attention
-from ddpm_sa.images import ImageFormat
-from ddpm_sa.sampler import Method
+from ddpm_sa.image_format import ImageFormat
+from ddpm_sa.samplers.denoise import Method
 from sampling.attention import gather_queries, main
-from sampling.attention_figure import draw_course, draw_layers
-from sampling.course import Course, brightest_and_darkest
-from sampling.measures_figure import draw_measures
+from sampling.common.trajectory import Course, brightest_and_darkest
+from sampling.figures.attention import draw_course, draw_layers
+from sampling.figures.attention_measures import draw_measures
 from tests.reference import SMALL, randomise_
 
 LAYERS = [

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_sa.attention import scaled_dot_product
-from ddpm_sa.unet import UNet
+from ddpm_sa.models.attention import scaled_dot_product
+from ddpm_sa.models.unet import UNet
 from tests.reference import SMALL, randomise_
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ddpm_sa.checkpoints import from_ddpm_tf, from_pesser
-from ddpm_sa.presets import preset
-from ddpm_sa.unet import UNet
+from ddpm_sa.models.presets import preset
+from ddpm_sa.models.unet import UNet
 from tests.reference import Fixture, error_of_each_image
 
 AVERAGE = "/ExponentialMovingAverage"

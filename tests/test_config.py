@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_sa.cli import parse
-from ddpm_sa.presets import preset
+from ddpm_sa.models.presets import preset
 from tests.runs import ROOT
 from training.config import (
     DataConfig,
@@ -17,7 +17,12 @@ from training.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from training.settings import MAY_CHANGE_ON_RESUME, check_same_run, save_config, to_plain
+from training.saved_config import (
+    MAY_CHANGE_ON_RESUME,
+    check_same_run,
+    save_config,
+    to_plain,
+)
 
 CONFIGS = sorted((ROOT / "training" / "configs").glob("*.yaml"))
 CONFIG = TrainConfig(output_dir="runs/x", data=DataConfig(source="mnist5k"))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.judge import read, train_judge
-from ddpm_sa.images import to_tensor
+from ddpm_sa.image_format import to_tensor
 
 RUN = Path(__file__).parents[1] / "runs" / "demo"
 GRID = RUN / "digits" / "grid.png"

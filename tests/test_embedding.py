@@ -6,7 +6,7 @@ from diffusers.models.embeddings import TimestepEmbedding as TheirEmbedding
 from diffusers.models.embeddings import get_timestep_embedding
 from torch.testing import assert_close
 
-from ddpm_sa.embedding import TimestepEmbedding, sinusoid
+from ddpm_sa.models.embedding import TimestepEmbedding, sinusoid
 
 
 @pytest.mark.parametrize("dim", [8, 32, 33])

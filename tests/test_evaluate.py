@@ -15,11 +15,11 @@ from PIL import Image
 
 from ddpm_sa import NoiseSchedule, Pipeline, UNet
 from ddpm_sa.cli import repeated
-from ddpm_sa.data.opening import split
-from ddpm_sa.images import ImageFormat
+from ddpm_sa.data.load import split
+from ddpm_sa.image_format import ImageFormat
 from sampling import sample as sampling_program
-from sampling.entrants import data_of_run
 from sampling.evaluate import main
+from sampling.evaluation.image_sets import data_of_run
 from tests.runs import picture_folder
 from tests.workers import Workers
 

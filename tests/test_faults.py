@@ -12,7 +12,7 @@ import pytest
 from ddpm_sa import Pipeline
 from tests.runs import arguments, checkpoint, metrics, run_here, same_bits
 from tests.workers import Workers, wait_until
-from training.state import damage_of, newest_checkpoint
+from training.checkpoint.state import damage_of, newest_checkpoint
 
 
 @contextmanager

@@ -5,14 +5,14 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from ddpm_sa import Pipeline, UNet, record_attention
-from ddpm_sa.ablation import ablate_attention
-from ddpm_sa.attention_guidance import WithBlurredImage, WithoutAttention, gaussian_blur
-from ddpm_sa.guidance import Guidance, WithoutLabel
-from ddpm_sa.images import ImageFormat
-from ddpm_sa.prediction import prediction
-from ddpm_sa.sampler import Method, View, denoise
-from ddpm_sa.schedule import NoiseSchedule
-from ddpm_sa.solvers import SCHEDULERS
+from ddpm_sa.diffusion.prediction import prediction
+from ddpm_sa.diffusion.schedule import NoiseSchedule
+from ddpm_sa.guidance.attention import WithBlurredImage, WithoutAttention, gaussian_blur
+from ddpm_sa.guidance.base import Guidance, WithoutLabel
+from ddpm_sa.image_format import ImageFormat
+from ddpm_sa.interpret.ablation import ablate_attention
+from ddpm_sa.samplers.denoise import Method, View, denoise
+from ddpm_sa.samplers.schedulers import SCHEDULERS
 from tests.reference import SMALL, randomise_
 
 KINDS = ("cfg", "pag", "sag", "seg", "auto")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ddpm_sa.data.dataset import Images
-from ddpm_sa.data.opening import open_images
+from ddpm_sa.data.load import open_images
 from tests.runs import picture_folder
 from training.config import DataConfig
 

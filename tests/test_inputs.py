@@ -17,8 +17,8 @@ import tifffile
 import yaml
 from PIL import Image
 
-from ddpm_sa.data.opening import open_images
-from ddpm_sa.images import from_tensor
+from ddpm_sa.data.load import open_images
+from ddpm_sa.image_format import from_tensor
 from tests.runs import ROOT, environment
 from training.config import DataConfig
 

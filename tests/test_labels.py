@@ -1,7 +1,7 @@
 import pytest
 
 from ddpm_sa.data.labels import numbered
-from ddpm_sa.data.opening import open_images
+from ddpm_sa.data.load import open_images
 from tests.runs import picture_folder
 from training.config import DataConfig
 

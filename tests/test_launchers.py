@@ -21,7 +21,7 @@ from tests.runs import (
     torchrun,
 )
 from tests.workers import free_port, wait_until
-from training.state import checkpoints, newest_checkpoint, step_of
+from training.checkpoint.state import checkpoints, newest_checkpoint, step_of
 
 ACCELERATE = (
     *("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),

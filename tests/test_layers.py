@@ -10,39 +10,43 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# A module imports from its own line and those above it. A new one takes its place here.
-LAYERS = [
+# Floors of the package, lowest first: the files and rooms of ddpm_sa that stand on each. A module
+# imports from floors below its own, and from its own room or file's neighbours without a circle.
+FLOORS = [
+    {"randomness", "image_format", "atomic_files", "cli", "distributed"},
     {
-        "randomness",
-        "schedule",
-        "gaussian",
-        "prediction",
-        "embedding",
-        "attention",
-        "resnet",
-        "images",
-        "buckets",
-        "cli",
+        "models.attention",
+        "models.embedding",
+        "models.resnet",
+        "diffusion.schedule",
+        "diffusion.prediction",
         "data",
-        "processes",
     },
-    {"solvers"},
-    {"blocks"},
-    {"unet_config"},
-    {"unet_files", "unet", "presets"},
-    {"objective", "likelihood", "bound", "sampler", "slots", "reuse"},
-    {"maps", "attention_measures", "ablation", "guidance", "attention_guidance", "guides"},
-    {
-        "model_folder",
-        "model_card",
-        "model",
-        "pipeline",
-        "edits",
-        "editing",
-        "checkpoints",
-        "metrics",
-    },
+    {"models.blocks"},
+    {"models.config"},
+    {"models.loading", "models.presets"},
+    {"models.unet"},
+    {"models.attention_slots"},
+    {"diffusion", "samplers"},
+    {"guidance", "interpret"},
+    {"model_folder"},
+    {"model"},
+    {"pipeline"},
+    {"editing", "checkpoints", "metrics"},
 ]
+# The same for the programs' packages: training, then sampling.
+TRAINING = [
+    {"config"},
+    {"saved_config", "draws"},
+    {"distributed"},
+    {"ema", "network", "muon"},
+    {"loop"},
+    {"objective"},
+    {"reporting"},
+    {"checkpoint"},
+    {"train"},
+]
+SAMPLING = [{"common"}, {"figures"}, {"evaluation", "page"}]
 PROGRAMS = ("training", "sampling", "benchmarks")
 
 
@@ -61,36 +65,67 @@ def imports(file: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports here are absolute"
-            # Either may be the module: `from ddpm_sa import images`, `from ddpm_sa.unet import U`.
+            # Either may be the module: `from pkg import module`, `from pkg.module import name`.
             found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
-def rooms(file: Path) -> set[str]:
-    """The rooms of ddpm_sa, and with them lazily named ones, that a file imports from."""
-    names = {name.split(".")[1] for name in imports(file) if name.startswith("ddpm_sa.")}
-    return {name for name in names if any(name in layer for layer in LAYERS)}
+def place(name: str, floors: list[set[str]]) -> tuple[int, str]:
+    """The floor of a module, and what stands there: itself, or the room that holds it."""
+    inside = name.split(".")[1:]
+    for length in range(len(inside), 0, -1):
+        room = ".".join(inside[:length])
+        for height, floor in enumerate(floors):
+            if room in floor:
+                return height, room
+    raise AssertionError(f"{name} has no floor: give it one in this file")
 
 
-PACKAGE = {name: file for name, file in modules("ddpm_sa").items() if name != "ddpm_sa"}
+def arrows(package: str) -> dict[str, set[str]]:
+    """What each module of a package imports from that package."""
+    known = {name: file for name, file in modules(package).items() if name != package}
+    found = {name: imports(file) & set(known) - {name} for name, file in known.items()}
+    # An __init__ that holds a docstring alone stands on no floor.
+    bare = {name for name, file in known.items() if file.stem == "__init__" and not found[name]}
+    return {name: targets - bare for name, targets in found.items() if name not in bare}
 
 
-@pytest.mark.parametrize("name", PACKAGE)
-def test_a_module_imports_from_its_own_layer_or_below(name: str) -> None:
-    room = name.split(".")[1]
-    (height,) = [height for height, layer in enumerate(LAYERS) if room in layer]
-    allowed = set().union(*LAYERS[: height + 1])
-    assert rooms(PACKAGE[name]) <= allowed
-    foreign = {imported.split(".")[0] for imported in imports(PACKAGE[name])}
+HOUSES = [("ddpm_sa", FLOORS), ("training", TRAINING), ("sampling", SAMPLING)]
+ENTRIES = {
+    "sampling": {"sample", "edit", "evaluate", "attention", "ablation", "app", "convert", "paper"}
+}
+
+
+@pytest.mark.parametrize(("package", "floors"), HOUSES)
+def test_imports_point_down(package: str, floors: list[set[str]]) -> None:
+    floors = [*floors, ENTRIES.get(package, set())]
+    for name, targets in arrows(package).items():
+        height, room = place(name, floors)
+        # A room's __init__ names what is in the room.
+        inside = {target for target in targets if target.startswith(f"{name}.")}
+        for target in targets - inside:
+            below, other = place(target, floors)
+            neighbours = room.split(".")[0] == other.split(".")[0] and below == height
+            assert below < height or neighbours, f"{name} imports {target}, which is not below it"
+
+
+@pytest.mark.parametrize(("package", "floors"), HOUSES)
+def test_no_modules_import_each_other_in_a_circle(package: str, floors: list[set[str]]) -> None:
+    graphlib.TopologicalSorter(arrows(package)).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("name", [name for name in modules("ddpm_sa") if name != "ddpm_sa"])
+def test_the_package_imports_no_program(name: str) -> None:
+    foreign = {imported.split(".")[0] for imported in imports(modules("ddpm_sa")[name])}
     assert not foreign & {*PROGRAMS, "tests"}
 
 
-def test_rooms_of_one_layer_do_not_import_each_other_in_a_circle() -> None:
-    graph: dict[str, set[str]] = {}
-    for name, file in PACKAGE.items():
-        room = name.split(".")[1]
-        graph.setdefault(room, set()).update(rooms(file) - {room})
-    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+@pytest.mark.parametrize("package", ["ddpm_sa", "training", "sampling", "benchmarks"])
+def test_no_folder_holds_more_than_fourteen_modules(package: str) -> None:
+    folders = [ROOT / package, *(path for path in (ROOT / package).rglob("*") if path.is_dir())]
+    for folder in folders:
+        files = {file.name for file in folder.glob("*.py")} - {"__init__.py"}
+        assert len(files) <= 14, f"{folder.name} has {len(files)}"
 
 
 @pytest.mark.parametrize("package", PROGRAMS)

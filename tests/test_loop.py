@@ -11,11 +11,11 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
 from ddpm_sa.data.dataset import Images
-from ddpm_sa.images import ImageFormat
+from ddpm_sa.image_format import ImageFormat
 from training.config import OptimConfig
 from training.draws import Draws, Layout
 from training.loop import Batch, learning_rate, make_batch, train_steps
-from training.recipe import make_optimizer
+from training.objective import make_optimizer
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 1), dtype=np.uint8)
 IMAGES = Images(length=10, format=ImageFormat(channels=1, size=(4, 4)), read=PIXELS.__getitem__)

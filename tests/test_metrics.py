@@ -17,7 +17,7 @@ from ddpm_sa.metrics.distances import frechet_distance, kernel_distance
 from ddpm_sa.metrics.efficientnet import load_efficientnet
 from ddpm_sa.metrics.features import Extractor, open_features
 from ddpm_sa.metrics.moments import Moments
-from ddpm_sa.metrics.shares import shares
+from ddpm_sa.metrics.precision_recall import shares
 from ddpm_sa.metrics.summary import load_summary, save_summary, summarise
 
 CPU = torch.device("cpu")

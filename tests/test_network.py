@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from ddpm_sa.data.dataset import Images
-from ddpm_sa.images import ImageFormat
+from ddpm_sa.image_format import ImageFormat
 from training.config import ModelConfig
 from training.network import attention_layers, build_network
 

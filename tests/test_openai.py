@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm_sa.checkpoints import from_openai
-from ddpm_sa.unet import UNet
+from ddpm_sa.models.unet import UNet
 from tests.openai_network import UNetModel
 from tests.reference import Fixture, error_of_each_image
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ddpm_sa.sampler import Method, denoise
+from ddpm_sa.samplers.denoise import Method, denoise
 from tests.reference import Fixture
 
 TOLERANCE = 5e-5  # of each array's largest value, as the fixtures' own account says

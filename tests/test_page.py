@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler
 from playwright.sync_api import Error, Page, sync_playwright
 
 from ddpm_sa import Pipeline, UNet, ablate_attention, record_attention
-from sampling.explore import difference, numbers
+from sampling.page.explorer import difference, numbers
 from tests.reference import SMALL, randomise_
 from tests.runs import ROOT, environment
 

@@ -7,8 +7,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from ddpm_sa import NoiseSchedule, Pipeline
-from ddpm_sa.bound import prior
-from ddpm_sa.images import to_tensor
+from ddpm_sa.diffusion.likelihood import prior
+from ddpm_sa.image_format import to_tensor
 from sampling.paper import main
 from tests.reference import SMALL, randomise_
 

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ddpm_sa import Pipeline, UNet
-from ddpm_sa.images import ImageFormat
-from ddpm_sa.solvers import SCHEDULERS
+from ddpm_sa.image_format import ImageFormat
+from ddpm_sa.samplers.schedulers import SCHEDULERS
 
 SMALL = {
     "sample_size": 8,

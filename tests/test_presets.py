@@ -6,10 +6,10 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from ddpm_sa.cli import parse
-from ddpm_sa.presets import PRESETS, block_types, preset
-from ddpm_sa.unet import UNet
+from ddpm_sa.models.presets import PRESETS, block_types, preset
+from ddpm_sa.models.unet import UNet
 from training.config import TrainConfig
-from training.recipe import make_scheduler
+from training.objective import make_scheduler
 
 # The paper's numbers: section 4 and appendix B, and run_cifar.py, run_lsun.py, run_celebahq.py.
 PARAMETERS = {

@@ -6,7 +6,7 @@ import yaml
 
 from benchmarks.quality import minutes_to, recipe_of
 from benchmarks.recipe import ROWS, row_config, table
-from training.settings import to_plain
+from training.saved_config import to_plain
 
 KINDS = yaml.safe_load(ROWS.read_text())
 

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
 
-from ddpm_sa.resnet import Downsample, ResnetBlock, Upsample, double, halve
+from ddpm_sa.models.resnet import Downsample, ResnetBlock, Upsample, double, halve
 from tests.reference import randomise_
 
 RAMP = torch.arange(16.0).reshape(1, 1, 4, 4)

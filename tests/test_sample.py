@@ -13,8 +13,8 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from ddpm_sa import Pipeline, UNet
-from ddpm_sa.images import ImageFormat
-from sampling.model import open_model
+from ddpm_sa.image_format import ImageFormat
+from sampling.common.model_loading import open_model
 from sampling.sample import main
 from tests.runs import environment, same_bits, torchrun
 from tests.workers import Workers
@@ -444,7 +444,7 @@ def test_memory_stays_flat_however_many_images_are_made(models, tmp_path):
 import resource, sys
 sys.argv = ["sample.py", "--model", {str(models / "grey")!r}, "--num_images", "{count}",
             "--steps", "1", "--batch_size", "10", "--output_dir", "{tmp_path / str(count)}"]
-from sampling.model import open_model
+from sampling.common.model_loading import open_model
 from sampling.sample import main
 from tests.runs import environment, same_bits, torchrun
 main()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from ddpm_sa.schedule import NoiseSchedule
+from ddpm_sa.diffusion.schedule import NoiseSchedule
 from tests.reference import Fixture
 
 PAPER = NoiseSchedule.linear(1000, 1e-4, 0.02)

@@ -7,10 +7,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from training.config import EMAConfig, OptimConfig
-from training.ema import Averages
-from training.recipe import make_optimizer
-from training.state import (
+from training.checkpoint.state import (
     Trainee,
     checkpoint_path,
     damage_of,
@@ -18,6 +15,9 @@ from training.state import (
     newest_checkpoint,
     save_checkpoint,
 )
+from training.config import EMAConfig, OptimConfig
+from training.ema import Averages
+from training.objective import make_optimizer
 
 
 def make_trainee(seed: int = 0, width: int = 4) -> Trainee:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ddpm_sa.data.opening import open_images
+from ddpm_sa.data.load import open_images
 from tests.runs import arguments, checkpoint, metrics, run_here, same_bits
 from training.config import DataConfig
 from training.draws import Draws, Layout

@@ -8,7 +8,7 @@ from diffusers import DDPMPipeline
 from PIL import Image
 
 from ddpm_sa import Pipeline, UNet
-from ddpm_sa.solvers import SCHEDULERS
+from ddpm_sa.samplers.schedulers import SCHEDULERS
 from tests.runs import (
     arguments,
     assert_same_gradient,

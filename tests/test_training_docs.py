@@ -14,7 +14,7 @@ from tests import (
 )
 from tests.runs import ROOT
 from training.config import DataConfig, TrainConfig
-from training.settings import MAY_CHANGE_ON_RESUME, to_plain
+from training.saved_config import MAY_CHANGE_ON_RESUME, to_plain
 
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 SECTION = PAGE.partition("## Stopping, resuming, faults")[2].partition("\n## ")[0]

@@ -7,8 +7,8 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from ddpm_sa.resnet import ResnetBlock
-from ddpm_sa.unet import UNet
+from ddpm_sa.models.resnet import ResnetBlock
+from ddpm_sa.models.unet import UNet
 from tests.reference import SMALL, error_of_each_image, randomise_, twins
 
 ATTENTION_EVERYWHERE = {

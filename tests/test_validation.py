@@ -4,11 +4,11 @@ import torch
 from PIL import Image
 
 from ddpm_sa import UNet
-from ddpm_sa.data.opening import open_images
-from ddpm_sa.images import to_tensor
-from ddpm_sa.objective import denoising_loss
-from ddpm_sa.prediction import prediction
-from ddpm_sa.schedule import NoiseSchedule
+from ddpm_sa.data.load import open_images
+from ddpm_sa.diffusion.loss import denoising_loss
+from ddpm_sa.diffusion.prediction import prediction
+from ddpm_sa.diffusion.schedule import NoiseSchedule
+from ddpm_sa.image_format import to_tensor
 from tests.runs import arguments, checkpoint, metrics, run_here
 from tests.workers import Workers
 from training.config import DataConfig

@@ -6,4 +6,4 @@ import os
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 # Before torch is loaded, too: it notes who started this process.
-from training import stop as stop
+from training.distributed import interrupt as interrupt

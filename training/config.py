@@ -14,7 +14,7 @@ class ModelConfig:
     """The network."""
 
     preset: str = "cifar10"
-    """A network of ddpm_sa.presets, initialised as the paper does."""
+    """A network of ddpm_sa.models.presets, initialised as the paper does."""
     init_from: str | None = None
     """Fine-tune: this model folder or hub repository gives network and weights, not `preset`."""
     attention_resolutions: list[int] | None = None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config import EMAConfig
-from training.shards import laid_out_as
+from training.distributed.fsdp import laid_out_as
 
 
 class EMA:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ddpm_sa.data.dataset import Images, prefetched
 from training.config import OptimConfig, TrainConfig
+from training.distributed.fsdp import whole
 from training.draws import Draw, Draws, Layout, seed_dropout
 from training.network import memory_format
-from training.shards import whole
 
 Loss = Callable[[nn.Module, "MicroBatch"], Tensor]
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from ddpm_sa.data.dataset import Images
-from ddpm_sa.images import padded_size
-from ddpm_sa.presets import block_types, preset
+from ddpm_sa.image_format import padded_size
+from ddpm_sa.models.presets import block_types, preset
+from ddpm_sa.models.unet import UNet
 from ddpm_sa.randomness import stream
-from ddpm_sa.unet import UNet
 from training.config import ModelConfig
 
 

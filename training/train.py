@@ -11,21 +11,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.data.opening import open_images
-from ddpm_sa.processes import leave
+from ddpm_sa.data.load import open_images
+from ddpm_sa.distributed import leave
+from training.checkpoint.resume import find_checkpoint
+from training.checkpoint.run_folder import RunFolder, averaged_pipeline
+from training.checkpoint.state import Trainee
 from training.config import TrainConfig
+from training.distributed.accelerator import make_accelerator, make_layout, settle
+from training.distributed.interrupt import StopRequest
 from training.ema import Averages
-from training.launch import make_accelerator, make_layout, settle
-from training.log import RunLog
 from training.loop import learning_rate, make_batches, train_steps
 from training.network import build_network, sides
-from training.recipe import make_loss, make_scheduler, prepare
-from training.report import report
-from training.resume import find_checkpoint
-from training.run import RunFolder, averaged_pipeline
-from training.state import Trainee
-from training.stop import StopRequest
-from training.watch import Watch
+from training.objective import make_loss, make_scheduler, prepare
+from training.reporting.log import RunLog
+from training.reporting.periodic import Watch
+from training.reporting.startup import report
 
 
 def main(argv: Sequence[str] | None = None) -> None:

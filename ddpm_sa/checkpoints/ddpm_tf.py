@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ddpm_sa.checkpoints.foreign_weights import ForeignWeights
 from ddpm_sa.checkpoints.pesser import build
-from ddpm_sa.checkpoints.weights import ForeignWeights
-from ddpm_sa.unet import UNet
+from ddpm_sa.models.unet import UNet
 
 _AVERAGE = "/ExponentialMovingAverage"
 # What a training checkpoint holds besides the network: tf.train's slots and counters.

@@ -9,8 +9,8 @@ from einops import rearrange
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ddpm_sa.checkpoints.weights import ForeignWeights, assembled
-from ddpm_sa.unet import UNet
+from ddpm_sa.checkpoints.foreign_weights import ForeignWeights, assembled
+from ddpm_sa.models.unet import UNet
 
 # GroupNorm32 of their nn.py. Without attn_norm_num_groups diffusers' middle attention would have
 # no norm in a network with scale and shift.

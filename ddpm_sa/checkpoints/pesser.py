@@ -11,9 +11,9 @@ from typing import Any
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ddpm_sa.checkpoints.weights import ForeignWeights, assembled
-from ddpm_sa.presets import PAPER
-from ddpm_sa.unet import UNet
+from ddpm_sa.checkpoints.foreign_weights import ForeignWeights, assembled
+from ddpm_sa.models.presets import PAPER
+from ddpm_sa.models.unet import UNet
 
 # Parts of our names and what they are called there, tried in this order.
 _NAMES = {

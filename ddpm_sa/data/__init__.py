@@ -1,4 +1,4 @@
 """Images as users have them, found, checked and made of one size, for training and for measures.
 
-`opening.open_images` is the door; `config.DataConfig` says which images and how.
+`load.open_images` is the door; `config.DataConfig` says which images and how.
 """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpm_sa.data.stream import Stream
-from ddpm_sa.images import ImageFormat, to_tensor
+from ddpm_sa.image_format import ImageFormat, to_tensor
 
 Item = TypeVar("Item")
 

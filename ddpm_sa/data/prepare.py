@@ -15,12 +15,12 @@ import PIL
 from tqdm.auto import tqdm
 
 from ddpm_sa.data.arrays import Encoded, Header, RefusedError
+from ddpm_sa.data.cache import ARRAY, Writer, cache_folder, stored
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.decode import inspect
 from ddpm_sa.data.resize import fitted, scale
 from ddpm_sa.data.sources import Source
-from ddpm_sa.data.store import ARRAY, Writer, cache_folder, stored
-from ddpm_sa.data.values import check_range, note_extremes, value_range_of, whole_range
+from ddpm_sa.data.value_range import check_range, note_extremes, value_range_of, whole_range
 
 LAYOUT = 1  # of a store; another one is not read
 GIB = 2**30

@@ -17,7 +17,7 @@ import numpy as np
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.prepare import header, pixels
 from ddpm_sa.data.sources import Source, find_table, is_table
-from ddpm_sa.data.values import check_range, whole_range
+from ddpm_sa.data.value_range import check_range, whole_range
 
 
 class Stream:

@@ -1,0 +1,114 @@
+"""Weights under the names of another implementation, and the network that they are of."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ddpm_sa.models.unet import UNet
+
+
+@dataclass(frozen=True)
+class ForeignWeights:
+    """Weights addressed by one spelling of their names, where files may have another.
+
+    Attributes:
+        weights: Their own names -> arrays.
+        spell: The name that we ask for, or the beginning of one -> theirs.
+        to_torch: Brings an array's axes into torch's order.
+    """
+
+    weights: Mapping[str, Tensor | ArrayLike]
+    spell: Callable[[str], str] = lambda name: name
+    to_torch: Callable[[Tensor], Tensor] = lambda array: array
+
+    def has(self, prefix: str) -> bool:
+        """Whether any name begins like this."""
+        theirs = self.spell(prefix)
+        return any(name.startswith(theirs) for name in self.weights)
+
+    def tensor(self, name: str) -> Tensor:
+        """A copy in torch's layout, float32."""
+        theirs = self.spell(name)
+        if theirs not in self.weights:
+            raise ValueError(f"{theirs} is missing: these are not all weights of one network")
+        weight = self.weights[theirs]
+        # np.array copies, so that an array that may not be written to is taken without a warning.
+        array = weight.detach().cpu() if isinstance(weight, Tensor) else np.array(weight)
+        return self.to_torch(torch.asarray(array, dtype=torch.float32, copy=True))
+
+    def shape(self, name: str, ndim: int) -> torch.Size:
+        """The shape of `tensor`, which must have that many axes."""
+        shape = self.tensor(name).shape
+        if len(shape) != ndim:
+            raise ValueError(f"{self.spell(name)} must have {ndim} axes, not {len(shape)}")
+        return shape
+
+    def count(self, prefix: str) -> int:
+        """How many numbers from 0 on stand in the place of the prefix's {}; at least one must."""
+        count = 0
+        while self.has(prefix.format(count)):
+            count += 1
+        if count == 0:
+            missing = self.spell(prefix.format(0))
+            raise ValueError(f"{missing}* is missing: this is another format")
+        return count
+
+
+def assembled(
+    weights: ForeignWeights, config: Mapping[str, Any], their_name: Callable[[str], str]
+) -> UNet:
+    """The network of this configuration with these weights.
+
+    Args:
+        weights: All of them, and nothing else.
+        config: Arguments of `UNet`, sample_size among them.
+        their_name: Our name for a weight -> the name that `weights` is asked for.
+
+    Returns:
+        The network, float32, in eval mode.
+
+    Raises:
+        ValueError: If a weight is missing, not expected, or of another shape, naming the first, or
+            if the image cannot be halved at every level.
+    """
+    with torch.device("meta"):
+        unet = UNet(**config)
+    if config["sample_size"] % unet.size_multiple:
+        raise ValueError(
+            f"image_size={config['sample_size']} cannot be halved at each of the "
+            f"{len(unet.down_blocks)} levels of these weights; give the size they were trained at"
+        )
+    names = {ours: their_name(ours) for ours in unet.state_dict()}
+    expected = {weights.spell(name) for name in names.values()}
+    state = {ours: _fitted(weights, names[ours], p) for ours, p in unet.state_dict().items()}
+    unexpected = [name for name in weights.weights if name not in expected]
+    if unexpected:
+        raise ValueError(
+            f"{unexpected[0]} has no place in a network of {config['block_out_channels']} channels "
+            f"and {config['layers_per_block']} blocks a level ({len(unexpected)} such in all)"
+        )
+    unet.load_state_dict(state, assign=True)
+    return unet.eval()
+
+
+def _fitted(weights: ForeignWeights, name: str, parameter: Tensor) -> Tensor:
+    """The weight of that name in the parameter's shape.
+
+    Some have a 1 x 1 convolution where others have a matrix; both are taken.
+    """
+    tensor = weights.tensor(name)
+    if _matrix(tensor.shape) != _matrix(parameter.shape):
+        raise ValueError(
+            f"{weights.spell(name)} has {tuple(tensor.shape)} numbers in torch's order, where "
+            f"this network, as its other weights have it, takes {tuple(parameter.shape)}"
+        )
+    return tensor.reshape(parameter.shape).contiguous()
+
+
+def _matrix(shape: torch.Size) -> tuple[int, ...]:
+    return tuple(shape[:2] if shape[2:] in ((1,), (1, 1)) else shape)

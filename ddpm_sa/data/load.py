@@ -1,0 +1,162 @@
+"""The images of a run: found, checked, held out, and kept or streamed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_sa.data.config import DataConfig
+from ddpm_sa.data.dataset import Images
+from ddpm_sa.data.labels import check_labels
+from ddpm_sa.data.prepare import prepare
+from ddpm_sa.data.sources import has_splits, mnist5k, open_source
+from ddpm_sa.data.stream import Stream
+from ddpm_sa.image_format import ImageFormat
+from ddpm_sa.randomness import stream
+
+
+def open_images(config: DataConfig, seed: int = 0) -> Images:
+    """Find, check and, where they fit, decode the images of a run.
+
+    Args:
+        config: Which.
+        seed: Shuffles what is streamed.
+
+    Raises:
+        ValueError: For anything that is wrong with them, naming the file or row.
+    """
+    if config.streaming:
+        images = _streamed(config, seed)
+    else:
+        images = _digits(config) if config.source == "mnist5k" else _pictures(config)
+    if config.validation is None:
+        return images
+    if isinstance(config.validation, str):
+        return replace(images, validation=_elsewhere(config, config.validation, images))
+    held_out, kept = split(images.length, config.validation)
+    return replace(
+        images.part(kept),
+        notes=images.notes,
+        skipped=images.skipped,
+        validation=images.part(held_out),
+    )
+
+
+def split(length: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices held out and kept, sorted: the same for every seed, so that runs compare.
+
+    Raises:
+        ValueError: If none would be kept.
+    """
+    count = max(1, round(share * length))
+    if count >= length:
+        raise ValueError(f"data.validation={share} leaves none of {length} images to train on")
+    order = stream(0, "validation").permutation(length)
+    return np.sort(order[:count]), np.sort(order[count:])
+
+
+def _elsewhere(config: DataConfig, place: str, training: Images) -> Images:
+    """Held-out images of another folder, file or split, which must be like those trained on.
+
+    Raises:
+        ValueError: If there is no such place, or its images are of another kind or class.
+    """
+    there = replace(
+        config, validation=None, streaming=False, value_range=training.format.value_range
+    )
+    if Path(place).exists():
+        there = replace(there, source=place)
+    elif has_splits(config):
+        there = replace(there, split=place)
+    else:
+        raise ValueError(
+            f"data.validation={place} is no folder or file here, and data.source={config.source} "
+            "has no splits; a share, such as 0.02, holds out some of its images"
+        )
+    images = _pictures(replace(there, num_classes=None))
+    if (images.format.channels, images.format.bit_depth) != (
+        training.format.channels,
+        training.format.bit_depth,
+    ):
+        raise ValueError(
+            f"data.validation={place} has {images.format.channels} channels of "
+            f"{images.format.bit_depth} bits, data.source={config.source} has "
+            f"{training.format.channels} of {training.format.bit_depth}"
+        )
+    labels = images.labels
+    if labels is not None and images.classes is not None and training.classes is not None:
+        if unknown := sorted(set(images.classes) - set(training.classes)):
+            raise ValueError(
+                f"data.validation={place} has class {unknown[0]!r}, which data.source="
+                f"{config.source} has not"
+            )
+        labels = np.array([training.classes.index(name) for name in images.classes])[labels]
+    return replace(images, format=training.format, labels=labels)
+
+
+def _streamed(config: DataConfig, seed: int) -> Images:
+    stream = Stream(config, seed)
+    image_format = ImageFormat(
+        channels=stream.channels,
+        size=config.height_width,
+        bit_depth=np.dtype(stream.dtype).itemsize * 8,
+        value_range=stream.value_range,
+        labels=None if stream.classes is None else tuple(stream.classes),
+    )
+    return Images(
+        length=stream.length,
+        format=image_format,
+        read=stream.read,
+        label_dropout=config.label_dropout > 0,
+        stream=stream,
+    )
+
+
+def _pictures(config: DataConfig) -> Images:
+    source = open_source(config)
+    prepared = prepare(source, config)
+    labels = classes = None
+    if source.labels is not None:
+        labels = source.labels[prepared.kept]
+        classes = check_labels(source.labels, source.classes, source.name, config.num_classes)
+    image_format = ImageFormat(
+        channels=prepared.channels,
+        size=config.height_width,
+        bit_depth=np.dtype(prepared.dtype).itemsize * 8,
+        value_range=prepared.value_range,
+        labels=None if classes is None else tuple(classes),
+    )
+    return Images(
+        length=len(prepared.kept),
+        format=image_format,
+        read=prepared.read,
+        labels=labels,
+        label_dropout=config.label_dropout > 0,
+        skipped=prepared.skipped,
+        notes=prepared.notes,
+    )
+
+
+def _digits(config: DataConfig) -> Images:
+    images, labels = mnist5k()
+    border = config.height_width[0] - images.shape[1]
+    square = len(set(config.height_width)) == 1
+    if not square or border < 0 or border % 2 or config.channels not in (None, 1):
+        raise ValueError(
+            f"data.source=mnist5k has grey images of 28 x 28, put on black up to an even data.size "
+            f"of 28 or more; not data.size={config.size}, data.channels={config.channels}"
+        )
+    sides = (border // 2, border // 2)
+    padded = np.pad(images, ((0, 0), sides, sides, (0, 0)))
+    classes = None
+    if config.class_conditional:
+        classes = check_labels(labels, None, "digit {}".format, config.num_classes)
+    return Images(
+        length=len(padded),
+        format=ImageFormat(
+            channels=1, size=config.height_width, labels=None if classes is None else tuple(classes)
+        ),
+        read=padded.__getitem__,
+        labels=None if classes is None else labels,
+        label_dropout=config.label_dropout > 0,
+    )

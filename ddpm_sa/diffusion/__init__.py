@@ -1,0 +1,1 @@
+"""The theory: noise schedule, prediction types, training loss and likelihood."""

@@ -1,0 +1,135 @@
+"""What all edits of `editing.editor` share: levels, checked images, and denoising from there."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpm_sa.model import STEP_NOISE, Model, evaluating
+from ddpm_sa.samplers.denoise import Method, scales
+
+
+class Start(NamedTuple):
+    """Where a scheduler begins: the number of its timestep, that timestep, and its scales."""
+
+    number: int
+    t: Tensor
+    a: Tensor
+    s: Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Edits:
+    """How images are edited.
+
+    Attributes:
+        pipeline: The model.
+        method: How to denoise. "pndm" cannot begin within; see each edit for more.
+        seed: Of all noise.
+    """
+
+    pipeline: Model
+    method: Method
+    seed: int = 0
+
+    @property
+    def timesteps(self) -> int:
+        """Of the training."""
+        return self.pipeline.scheduler.config.num_train_timesteps
+
+    def noise(self, purpose: str, indices: Sequence[int], step: int = 0) -> Tensor:
+        return self.pipeline.noise(purpose, seed=self.seed, indices=indices, step=step)
+
+    def evaluated(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """F of a batch, without guidance."""
+        unet = self.pipeline.unet
+        times = t.to(x_t.device).expand(len(x_t))
+        output = unet(x_t.to(unet.dtype), times, labels).sample.float()
+        return output[:, : x_t.shape[1]]
+
+    def start(self, level: float) -> Start:
+        """The noisiest timestep of the method at or below a level."""
+        if not 0 <= level < self.timesteps:
+            raise ValueError(f"level={level:g} must be a timestep, 0 ... {self.timesteps - 1}")
+        if self.method.scheduler == "pndm":
+            raise ValueError("scheduler='pndm' cannot begin within; use another, such as ddim")
+        made = self.method.make_scheduler(self.pipeline.scheduler)
+        # Those that evaluate twice a step begin at the first of the two.
+        firsts = range(0, len(made.timesteps), made.order)
+        number = next((n for n in firsts if made.timesteps[n] <= level), firsts[-1])
+        t = made.timesteps[number]
+        return Start(number, t, *scales(made, number, t))
+
+    def checked(self, images: Tensor) -> Tensor:
+        """Images of the size that the network sees."""
+        shape = self.pipeline.image_format.shape
+        if images.ndim != 4 or images.shape[1:] != shape:
+            raise ValueError(
+                f"images of shape {tuple(images.shape)} do not fit the model, whose images have "
+                f"{shape[0]} channels and {shape[1]} x {shape[2]} pixels"
+            )
+        height, width = self.pipeline.padded_size
+        # As training continues images to the size that a network can halve.
+        more = (0, width - shape[2], 0, height - shape[1])
+        x_0 = F.pad(images.float(), more, mode="reflect") if any(more) else images.float()
+        return x_0.to(self.pipeline.device)
+
+    def checked_mask(self, unknown: Tensor) -> Tensor:
+        """A mask of the size that the network sees; what lies beyond the image is unknown."""
+        height, width = self.pipeline.image_format.size
+        if unknown.shape != (height, width):
+            raise ValueError(
+                f"a mask of {tuple(unknown.shape)} is of another size than the images, "
+                f"{height} x {width}"
+            )
+        if unknown.all() or not unknown.any():
+            raise ValueError("the mask must leave some pixels, and take some")
+        free = torch.ones(self.pipeline.padded_size, dtype=torch.bool)
+        free[:height, :width] = unknown.bool()
+        return free.to(self.pipeline.device)
+
+    def labels(self, count: int, class_labels: Sequence[int] | None) -> Tensor | None:
+        labels = self.pipeline.class_labels(range(count), class_labels)
+        return None if labels is None else labels.to(self.pipeline.device)
+
+    def denoised_from(
+        self,
+        x_t: Tensor,
+        start: Start,
+        class_labels: Sequence[int] | None,
+        noise_of: Sequence[int] | None = None,
+    ) -> Tensor:
+        """The images that x_t at a start leads to."""
+        who = range(len(x_t)) if noise_of is None else noise_of
+        noise = partial(self.noise, STEP_NOISE, who)
+        return self.denoised(x_t, noise, class_labels, start.number)
+
+    def denoised(
+        self,
+        x: Tensor,
+        noise: Callable[[int], Tensor],
+        class_labels: Sequence[int] | None,
+        start: int = 0,
+    ) -> Tensor:
+        """The images that x_t, or noise, leads to."""
+        labels = self.labels(len(x), class_labels)
+        with evaluating(self.pipeline.unet):
+            (step,) = deque(self.pipeline.walk(x, noise, self.method, labels, start), maxlen=1)
+        return self.cropped(step.x_next)
+
+    def cropped(self, x: Tensor) -> Tensor:
+        """Images of their own size, on the CPU."""
+        height, width = self.pipeline.image_format.size
+        if not x.isfinite().all():
+            raise ValueError(f"{self.method} gave values that are not finite; use more steps")
+        return x[..., :height, :width].clamp(-1, 1).cpu()
+
+    def one_step(self, x: Tensor, number: int, moment: int, labels: Tensor | None) -> Tensor:
+        """The state after one step from a timestep of the method."""
+        noise = self.noise(STEP_NOISE, range(len(x)), moment)
+        return next(self.pipeline.walk(x, lambda _: noise, self.method, labels, number)).x_next

@@ -1,0 +1,206 @@
+"""Images made from images: all by noising to some level and denoising from there.
+
+An `Editor` holds a pipeline, a method and a seed. Images are tensors in [-1, 1], (B, C, H, W),
+float32; a level is a timestep of the training, of which the scheduler's nearest below is taken.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ddpm_sa.editing.base import Edits
+from ddpm_sa.model import INITIAL_NOISE, STEP_NOISE, evaluating
+from ddpm_sa.samplers.denoise import Method, rehearse, scales
+
+LEVEL_NOISE = "editing: noise of a level"
+VARIATION_NOISE = "editing: variation"
+KNOWN_NOISE = "editing: noise of known pixels"
+AGAIN_NOISE = "editing: a step back"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Editor(Edits):
+    """Its arguments are those of `Edits`."""
+
+    def sdedit(
+        self, images: Tensor, strength: float, class_labels: Sequence[int] | None = None
+    ) -> Tensor:
+        """Noise images to the level strength · T and denoise them (Meng et al. 2022).
+
+        Args:
+            images: Such as coarse sketches.
+            strength: From 0, which returns the images, to 1, which keeps next to nothing.
+            class_labels: One each, for a class-conditional network.
+
+        Raises:
+            ValueError: If the strength or the images' shape is out of range.
+        """
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength={strength} must lie between 0 and 1")
+        x_0 = self.checked(images)
+        if strength == 0:
+            return images
+        start = self.start(round(strength * (self.timesteps - 1)))
+        x_t = start.a * x_0 + start.s * self.noise(LEVEL_NOISE, range(len(x_0)))
+        return self.denoised_from(x_t, start, class_labels)
+
+    def interpolate(
+        self,
+        one: Tensor,
+        other: Tensor,
+        level: int,
+        weights: Sequence[float],
+        class_label: int | None = None,
+    ) -> Tensor:
+        """Mix two images at a level: (1 - w) x_t + w x_t' (Ho et al. 2020, figure 8).
+
+        Each has noise of its own; what is drawn afterwards is the same for all weights.
+
+        Args:
+            one, other: Two images, (1, C, H, W).
+            level: t, at which they are mixed. 0 mixes pixels.
+            weights: Of the other, one for each image made.
+
+        Returns:
+            (len(weights), C, H, W).
+        """
+        start = self.start(level)
+        pair = torch.cat([self.checked(one), self.checked(other)])
+        pair = start.a * pair + start.s * self.noise(LEVEL_NOISE, range(2))
+        w = torch.tensor(list(weights)).reshape(-1, 1, 1, 1).to(pair)
+        labels = None if class_label is None else [class_label] * len(w)
+        x_t = (1 - w) * pair[:1] + w * pair[1:]
+        return self.denoised_from(x_t, start, labels, noise_of=[0] * len(w))
+
+    def variations(
+        self, index: int, count: int, level: int, class_label: int | None = None
+    ) -> Tensor:
+        """Images that share the latent x_t of image `index`, and part there (figure 7).
+
+        Args:
+            index: Of the seed, as sampling numbers images.
+            count: How many.
+            level: t, from which on each goes its own way.
+
+        Raises:
+            ValueError: If the method draws no noise: all would be one image.
+        """
+        if not rehearse(self.method, self.pipeline.scheduler).stochastic:
+            raise ValueError(
+                f"{self.method} draws no noise, so images that share a latent are one image; use "
+                "ddpm, or ddim with eta above 0"
+            )
+        start = self.start(level)
+
+        def noise(number: int) -> Tensor:
+            if number < start.number:
+                return self.noise(STEP_NOISE, [index] * count, number)
+            return self.noise(VARIATION_NOISE, range(count), number)
+
+        x_T = self.noise(INITIAL_NOISE, [index] * count)
+        labels = None if class_label is None else [class_label] * count
+        return self.denoised(x_T, noise, labels)
+
+    def progressive(
+        self, indices: Sequence[int], count: int, class_labels: Sequence[int] | None = None
+    ) -> Tensor:
+        """The image as it is predicted on the way, from first to last (figure 6).
+
+        Returns:
+            (len(indices), count, C, H, W); fewer than count if there are fewer steps.
+        """
+        labels = self.pipeline.class_labels(indices, class_labels)
+        steps = rehearse(self.method, self.pipeline.scheduler).steps
+        wanted = {round(i * (steps - 1) / max(count - 1, 1)) for i in range(count)}
+        kept, x = [], torch.empty(0)
+        with evaluating(self.pipeline.unet):
+            for step in self.pipeline.denoise(indices, self.method, self.seed, labels):
+                if step.number in wanted:
+                    kept.append(self.cropped(step.x_0))
+                x = step.x_next
+        kept[-1] = self.cropped(x)
+        return torch.stack(kept, dim=1)
+
+    def inpaint(
+        self,
+        images: Tensor,
+        unknown: Tensor,
+        repeats: int = 10,
+        class_labels: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Make the unknown pixels anew, and keep the others exactly (Lugmayr et al. 2022).
+
+        At each step the known pixels are noised to its level, and the step is repeated, from one
+        step of noise above, so that both parts come to agree: repeats times the evaluations.
+
+        Args:
+            images: What is known.
+            unknown: Where it isn't, (H, W), bool.
+            repeats: How often each step is made.
+
+        Raises:
+            ValueError: If the mask has another size, is all or nothing, or the scheduler is other
+                than ddpm and ddim, which alone can go back a step.
+        """
+        if self.method.scheduler not in ("ddpm", "ddim"):
+            raise ValueError(
+                f"scheduler={self.method.scheduler!r} cannot go back a step, which inpainting "
+                "needs; use ddpm or ddim"
+            )
+        if repeats < 1:
+            raise ValueError(f"repeats={repeats} must be at least 1")
+        x_0 = self.checked(images)
+        free = self.checked_mask(unknown)
+        made = self.method.make_scheduler(self.pipeline.scheduler)
+        levels = [scales(made, number, t) for number, t in enumerate(made.timesteps)]
+        levels.append((torch.ones(()), torch.zeros(())))
+        who, x = range(len(x_0)), self.noise(INITIAL_NOISE, range(len(x_0)))
+        labels = self.labels(len(x_0), class_labels)
+        with evaluating(self.pipeline.unet):
+            for number in range(len(made.timesteps)):
+                (a, _), (a_next, s_next) = levels[number], levels[number + 1]
+                for again in range(repeats):
+                    moment = number * repeats + again
+                    if again:  # q(x_t | x_t-1): as much noise as lies between the two levels
+                        kept = a / a_next
+                        back = self.noise(AGAIN_NOISE, who, moment)
+                        x = kept * x + (1 - kept**2).sqrt() * back
+                    x = self.one_step(x, number, moment, labels)
+                    known = a_next * x_0 + s_next * self.noise(KNOWN_NOISE, who, moment)
+                    x = torch.where(free, x, known)
+        return torch.where(free, x, x_0)[..., : images.shape[-2], : images.shape[-1]].cpu()
+
+    def invert(self, images: Tensor, class_labels: Sequence[int] | None = None) -> Tensor:
+        """The noise x_T from which deterministic DDIM makes these images, nearly.
+
+        DDIM's equation solved the other way (Song et al. 2021, section 4.3), eps being taken at the
+        lower of two levels; the error falls with the steps. Unlike sampling, nothing is clipped.
+
+        Returns:
+            x_T, of the size that the network sees.
+        """
+        x, pipeline = self.checked(images), self.pipeline
+        labels = self.labels(len(x), class_labels)
+        made = self._ddim().make_scheduler(pipeline.scheduler)
+        denoiser, a, s = pipeline.prediction, torch.ones(()), torch.zeros(())
+        eps = None
+        with evaluating(pipeline.unet), torch.no_grad():
+            for number, t in reversed(list(enumerate(made.timesteps))):
+                a_t, s_t = scales(made, number, t)
+                if eps is None:  # no eps belongs to a clean image: that of the lowest level
+                    eps = denoiser.eps(self.evaluated(x, t, labels), x, a_t, s_t)
+                x = a_t * (x - s * eps) / a + s_t * eps
+                a, s = a_t, s_t
+                eps = denoiser.eps(self.evaluated(x, t, labels), x, a, s)
+        return x
+
+    def reconstruct(self, x_T: Tensor, class_labels: Sequence[int] | None = None) -> Tensor:
+        """The images that deterministic DDIM makes of `invert`'s noise."""
+        editor = dataclasses.replace(self, method=self._ddim())
+        return editor.denoised(x_T, lambda _: torch.empty(0), class_labels)
+
+    def _ddim(self) -> Method:
+        options = {"clip_sample": False, "timestep_spacing": "leading"}
+        return Method(steps=self.method.steps, scheduler="ddim", scheduler_options=options)

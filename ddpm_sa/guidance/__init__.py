@@ -1,0 +1,1 @@
+"""Guidance: how several network evaluations become one output."""

@@ -1,0 +1,121 @@
+"""Guidance: away from what a weaker evaluation says, F = F_strong + w (F_strong - F_weak).
+
+The weak one is the network without its label, with worse attention, with a blurred image, or
+another, weaker network. w = 0 is no guidance, and costs no second evaluation; diffusers'
+guidance_scale is 1 + w. Since F is affine in eps at a given x_t, the same holds of eps and x_0.
+"""
+
+import dataclasses
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ddpm_sa.samplers.denoise import Evaluate, Network, View
+
+
+class Weaker(Protocol):
+    """A kind of guidance: evaluates the network twice."""
+
+    def __call__(self, evaluate: Evaluate, view: View) -> tuple[Tensor, Tensor]:
+        """The outputs of the strong and of the weak evaluation."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """A `ddpm_sa.samplers.denoise.Guide`.
+
+    Attributes:
+        weaker: What the weak evaluation is.
+        scale: w.
+        interval: Guide where interval[0] <= t < interval[1] (Kynkäänniemi et al. 2024); everywhere
+            if None.
+        rescale: From 0 to 1, how far F is scaled back to the spread of F_strong, image by image
+            (Lin et al. 2023, eq. 15 and 16).
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    weaker: Weaker
+    scale: float
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale) or self.scale < 0:
+            raise ValueError(f"guidance scale={self.scale} must be 0 (none) or greater")
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"guidance rescale={self.rescale} must lie between 0 and 1")
+        if self.interval is not None and not self.interval[0] < self.interval[1]:
+            raise ValueError(
+                f"guidance interval={self.interval} must be two timesteps, the lower one first"
+            )
+
+    def __call__(self, evaluate: Evaluate, view: View) -> Tensor:
+        if not self.active(float(view.t[0])):
+            return evaluate(view.x_t, view.t, view.class_labels)
+        strong, weak = self.weaker(evaluate, view)
+        channels = view.x_t.shape[1]
+        guided = strong[:, :channels] + self.scale * (strong - weak)[:, :channels]
+        if self.rescale:
+            spread = _spread(strong[:, :channels]) / _spread(guided)
+            guided = guided * (1 - self.rescale + self.rescale * spread)
+        # A learned variance is that of the strong evaluation.
+        return torch.cat([guided, strong[:, channels:]], dim=1)
+
+    def active(self, t: float) -> bool:
+        """Whether the network is evaluated twice at this timestep."""
+        low, high = self.interval or (-math.inf, math.inf)
+        return self.scale > 0 and low <= t < high
+
+
+@dataclasses.dataclass(frozen=True)
+class WithoutLabel:
+    """Classifier-free guidance (Ho & Salimans 2022), both evaluations in one batch.
+
+    Attributes:
+        null_class: The class that stands for "no label".
+    """
+
+    null_class: int
+
+    def __call__(self, evaluate: Evaluate, view: View) -> tuple[Tensor, Tensor]:
+        assert view.class_labels is not None
+        labels = torch.cat([view.class_labels, torch.full_like(view.class_labels, self.null_class)])
+        return halves(evaluate(*twice(view), labels))
+
+
+@dataclasses.dataclass(frozen=True)
+class WithWeakerNetwork:
+    """Autoguidance (Karras et al. 2024): a smaller or less trained network is the weak one.
+
+    Attributes:
+        network: The weaker one; it predicts what the other does.
+        dtype: In which it computes.
+    """
+
+    network: Network
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, evaluate: Evaluate, view: View) -> tuple[Tensor, Tensor]:
+        strong = evaluate(*view[:3])
+        weak = self.network(view.x_t.to(self.dtype), view.t, view.class_labels)
+        return strong, weak.sample.float()
+
+
+def _spread(images: Tensor) -> Tensor:
+    return images.std(dim=(1, 2, 3), keepdim=True)
+
+
+def twice(view: View) -> tuple[Tensor, Tensor]:
+    """x_t and t for two evaluations in one batch."""
+    return torch.cat([view.x_t, view.x_t]), torch.cat([view.t, view.t])
+
+
+def halves(output: Tensor) -> tuple[Tensor, Tensor]:
+    """The two outputs of such a batch."""
+    strong, weak = output.chunk(2)
+    return strong, weak

@@ -1,0 +1,113 @@
+"""Guidance by short name, for a network and what is known of it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from ddpm_sa.diffusion.prediction import prediction
+from ddpm_sa.guidance.attention import WithBlurredImage, WithoutAttention, WithSmoothAttention
+from ddpm_sa.guidance.base import Guidance, Weaker, WithoutLabel, WithWeakerNetwork
+
+Kind = Literal["cfg", "pag", "sag", "seg", "auto"]
+SIGMAS = {"sag": 3.0, "seg": math.inf}
+
+
+def make_guidance(
+    kind: Kind,
+    scale: float,
+    unet: Any,
+    prediction_type: str,
+    *,
+    interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
+    null_class: int | None = None,
+    layers: Sequence[str] | None = None,
+    sigma: float | None = None,
+    weaker: Any = None,
+) -> Guidance:
+    """A guide for a network.
+
+    Args:
+        kind: "cfg" needs a null class, "auto" a weaker network, the others a ddpm_sa.UNet with
+            attention.
+        scale, interval, rescale: As in `Guidance`.
+        unet: The network that is guided.
+        prediction_type: What it predicts.
+        null_class: Of "cfg": the class that stands for "no label".
+        layers: Of "pag" and "seg": the layers whose attention is made worse; of "sag": one, whose
+            attention says where to blur. The middle's, if None.
+        sigma: Of "sag" and "seg": of the blur, in pixels; 3 and infinity, if None.
+        weaker: Of "auto": a network that predicts the same of the same images.
+
+    Raises:
+        ValueError: If the kind is unknown, lacks what it needs, or is given what it cannot use.
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"guidance={kind!r} is unknown; known are {', '.join(get_args(Kind))}")
+    _check_use(kind, "null_class", null_class, ("cfg",))
+    _check_use(kind, "layers", layers, ("pag", "seg", "sag"))
+    _check_use(kind, "sigma", sigma, tuple(SIGMAS))
+    _check_use(kind, "a weaker model", weaker, ("auto",))
+    blur = SIGMAS.get(kind, 0.0) if sigma is None else sigma
+    made: Weaker
+    if kind == "cfg":
+        made = WithoutLabel(_null_class(unet, null_class))
+    elif kind == "pag":
+        made = WithoutAttention(unet, layers)
+    elif kind == "seg":
+        made = WithSmoothAttention(unet, layers, blur)
+    elif kind == "sag":
+        if layers is not None and len(layers) != 1:
+            raise ValueError(f"guidance 'sag' looks at one layer, not at {len(layers)}")
+        made = WithBlurredImage(
+            unet, prediction(prediction_type), layers[0] if layers else None, blur
+        )
+    else:
+        made = WithWeakerNetwork(_checked_weaker(unet, weaker), weaker.dtype)
+    return Guidance(weaker=made, scale=scale, interval=interval, rescale=rescale)
+
+
+def check_together(guide: Any, cache_interval: int) -> None:
+    """
+    Raises:
+        ValueError: If this guidance cannot do with deep features of the step before.
+    """
+    if cache_interval > 1 and isinstance(getattr(guide, "weaker", None), WithBlurredImage):
+        raise ValueError(
+            "guidance 'sag' asks the network twice in a step, of two images, and deep features "
+            f"serve one: cache_interval={cache_interval} must be 1; or use pag or seg"
+        )
+
+
+def _check_use(kind: str, name: str, value: Any, kinds: tuple[str, ...]) -> None:
+    if value is not None and kind not in kinds:
+        raise ValueError(f"guidance {kind!r} has no use for {name}; {', '.join(kinds)} has")
+
+
+def _null_class(unet: Any, null_class: int | None) -> int:
+    classes = unet.config.num_class_embeds
+    if classes is None:
+        raise ValueError(
+            "guidance 'cfg' needs labels, and this network is unconditional; pag, sag, seg and "
+            "auto need none"
+        )
+    if null_class is None:
+        raise ValueError(
+            "guidance 'cfg' needs a class that stands for \"no label\", and this network was not "
+            "trained with one (label_dropout); if it was, say which by null_class"
+        )
+    if not 0 <= null_class < classes:
+        raise ValueError(f"null_class={null_class} is not among the classes 0 ... {classes - 1}")
+    return null_class
+
+
+def _checked_weaker(unet: Any, weaker: Any) -> Any:
+    if weaker is None:
+        raise ValueError("guidance 'auto' needs a weaker model")
+    for name in ("in_channels", "out_channels", "num_class_embeds"):
+        ours, theirs = unet.config[name], weaker.config[name]
+        if ours != theirs:
+            raise ValueError(
+                f"the weaker model of guidance 'auto' has {name}={theirs}, the model {ours}"
+            )
+    return weaker

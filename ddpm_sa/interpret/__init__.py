@@ -1,0 +1,1 @@
+"""What the attention layers do: maps, measures, and what happens without them."""

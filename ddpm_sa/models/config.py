@@ -1,0 +1,156 @@
+"""Which of UNet2DModel's configurations `UNet` builds, and in words why not another."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from ddpm_sa.models.blocks import Resampling
+from ddpm_sa.models.resnet import ACTIVATIONS
+
+AttentionKind = Literal["pixel", "sagan"]
+
+
+class BlockType(NamedTuple):
+    """What a block type's name stands for.
+
+    Attributes:
+        attention: Whether an attention block follows each residual block.
+        resample: How the level ends; None leaves it to downsample_type or upsample_type.
+    """
+
+    attention: bool
+    resample: Resampling | None
+
+
+DOWN_BLOCKS = {
+    "DownBlock2D": BlockType(attention=False, resample="conv"),
+    "AttnDownBlock2D": BlockType(attention=True, resample=None),
+    "ResnetDownsampleBlock2D": BlockType(attention=False, resample="resnet"),
+}
+UP_BLOCKS = {
+    "UpBlock2D": BlockType(attention=False, resample="conv"),
+    "AttnUpBlock2D": BlockType(attention=True, resample=None),
+    "ResnetUpsampleBlock2D": BlockType(attention=False, resample="resnet"),
+}
+# Every other argument that is a choice, with the values that are built.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "time_embedding_type": ("positional",),
+    "mid_block_type": ("UNetMidBlock2D", None),
+    "downsample_type": ("conv", "resnet"),
+    "upsample_type": ("conv", "resnet"),
+    "downsample_padding": (0, 1),
+    "act_fn": tuple(ACTIVATIONS),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "class_embed_type": (None, "timestep", "identity"),
+    "attention_kind": ("pixel", "sagan"),
+}
+
+
+def block_type(name: str, known: Mapping[str, BlockType]) -> BlockType:
+    """Look a name up; "UNetRes" before it, as in old repos, means nothing.
+
+    Raises:
+        ValueError: If the name is not known.
+    """
+    bare = name.removeprefix("UNetRes")
+    if bare not in known:
+        raise ValueError(f"block type {name!r} is not built here; known are {', '.join(known)}")
+    return known[bare]
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse what `UNet` would not build as UNet2DModel does.
+
+    Args:
+        config: All arguments of `UNet` by name.
+
+    Raises:
+        ValueError: One line that names the argument, its value, the rule and a way out.
+    """
+    for name, values in CHOICES.items():
+        if config[name] not in values:
+            known = ", ".join(map(repr, values))
+            raise ValueError(f"{name}={config[name]!r} is not built here; known are {known}")
+    _check_levels(config)
+    _check_groups(config)
+    _check_attention(config)
+
+
+def not_in_diffusers(config: Mapping[str, Any]) -> str | None:
+    """In words what UNet2DModel has not of a configuration of `UNet` or itself; None if it has all.
+
+    Args:
+        config: Arguments by name; those that are not there have their defaults.
+    """
+    if config.get("attention_kind", "pixel") != "pixel":
+        return "diffusers has no SAGAN attention"
+    if config.get("num_attention_heads") is not None:
+        return "UNet2DModel has one width for the heads of all levels, and no num_attention_heads"
+    return None
+
+
+def _check_levels(config: Mapping[str, Any]) -> None:
+    channels = config["block_out_channels"]
+    for name in ("down_block_types", "up_block_types"):
+        if len(config[name]) != len(channels):
+            raise ValueError(
+                f"{name} names {len(config[name])} levels and block_out_channels={tuple(channels)} "
+                f"{len(channels)}; give one block type for each level"
+            )
+    for name in config["down_block_types"]:
+        block_type(name, DOWN_BLOCKS)
+    for name in config["up_block_types"]:
+        block_type(name, UP_BLOCKS)
+    for name in ("in_channels", "out_channels", "layers_per_block"):
+        if config[name] < 1:
+            raise ValueError(f"{name}={config[name]} must be 1 or more")
+
+
+def _check_groups(config: Mapping[str, Any]) -> None:
+    groups, channels = config["norm_num_groups"], config["block_out_channels"]
+    for level, count in enumerate(channels):
+        if count % groups:
+            below, above = count // groups * groups, (count // groups + 1) * groups
+            raise ValueError(
+                f"block_out_channels[{level}]={count} is not divisible by "
+                f"norm_num_groups={groups}; use {above} channels{f' or {below}' if below else ''}, "
+                f"or {math.gcd(*channels)} groups"
+            )
+    groups = config["attn_norm_num_groups"]
+    if groups is not None and channels[-1] % groups:
+        raise ValueError(
+            f"block_out_channels[-1]={channels[-1]} is not divisible by "
+            f"attn_norm_num_groups={groups}; use {math.gcd(channels[-1], groups)}"
+        )
+
+
+def _check_attention(config: Mapping[str, Any]) -> None:
+    channels, head_dim = config["block_out_channels"], config["attention_head_dim"]
+    heads = config["num_attention_heads"]
+    if heads is not None and (heads < 1 or config["attention_kind"] == "sagan"):
+        raise ValueError(
+            f"num_attention_heads={heads} must be 1 or more, and null for attention_kind='sagan', "
+            "which has one"
+        )
+    mid = config["add_attention"] and config["mid_block_type"] is not None
+    levels = {
+        level
+        for level, (down, up) in enumerate(
+            zip(config["down_block_types"], reversed(config["up_block_types"]), strict=True)
+        )
+        if block_type(down, DOWN_BLOCKS).attention or block_type(up, UP_BLOCKS).attention
+    } | ({len(channels) - 1} if mid else set())
+    for level in sorted(levels):
+        if heads is not None:
+            if channels[level] % heads:
+                raise ValueError(
+                    f"num_attention_heads={heads} does not divide block_out_channels[{level}]="
+                    f"{channels[level]}; use {math.gcd(channels[level], heads)}"
+                )
+            continue
+        if config["attention_kind"] == "pixel" and head_dim and channels[level] % head_dim:
+            raise ValueError(
+                f"attention_head_dim={head_dim} does not divide block_out_channels[{level}]="
+                f"{channels[level]}; use {math.gcd(channels[level], head_dim)}, "
+                "or null for a single head"
+            )

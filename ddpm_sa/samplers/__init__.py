@@ -1,0 +1,1 @@
+"""The sampling loop, the schedulers it can run, and reuse of features between steps."""

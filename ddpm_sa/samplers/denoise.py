@@ -1,0 +1,256 @@
+"""From noise to images: the loop that drives a diffusers scheduler.
+
+Noise belongs to images, not to batches: a scheduler that draws gets the noise it is handed, so that
+an image is the same whatever stands beside it.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.utils.outputs import BaseOutput
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ddpm_sa.diffusion.prediction import prediction
+from ddpm_sa.samplers.schedulers import Options, make_scheduler
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Any]
+"""(x_t, t, class_labels) -> an object whose `.sample` is F, as UNet and UNet2DModel are called."""
+
+Evaluate = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x_t, t, class_labels) -> the network's output, in float32; see `denoise`."""
+
+
+MOST_ERROR = 160.0
+"""Where the network's error is more times as large in x_0, x_0 is taken from within [-1, 1].
+
+157 is what the paper's linear schedule ends with, for eps; a cosine schedule ends with 20,000, and
+the few timesteps there would make noise of what a fast solver does next. DDPM, DDIM and Heun
+clip as they are told.
+"""
+
+
+class View(NamedTuple):
+    """What the network is asked about at one step.
+
+    Attributes:
+        x_t: a x_0 + s eps, (B, C, H, W), float32.
+        t: Timesteps, (B,).
+        class_labels: (B,), int64, or None.
+        a, s: Signal and noise scale, scalars.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    class_labels: Tensor | None
+    a: Tensor
+    s: Tensor
+
+
+Guide = Callable[[Evaluate, View], Tensor]
+"""How several evaluations become one output; see `ddpm_sa.guidance.base`."""
+
+
+class Step(NamedTuple):
+    """One evaluation of the network and what became of it.
+
+    Attributes:
+        number: 0, 1, ... from the noisiest on.
+        t: Timestep that the network was told, a scalar, an integer or between two.
+        x_t: What the network saw, a x_0 + s eps, (B, C, H, W).
+        x_0: The clean image it implies, (B, C, H, W), clipped where `MOST_ERROR` says so alone.
+        x_next: The scheduler's state after the step (its own scale); after the last, the image.
+    """
+
+    number: int
+    t: Tensor
+    x_t: Tensor
+    x_0: Tensor
+    x_next: Tensor
+
+
+Walk = Generator[Step, Tensor | None, None]
+"""From noise to an image, step by step; see `denoise`."""
+
+
+@torch.no_grad()
+def denoise(
+    network: Network,
+    scheduler: Any,
+    x_T: Tensor,
+    noise_of_step: Callable[[int], Tensor],
+    class_labels: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    predicts: str | None = None,
+    guide: Guide | None = None,
+    start: int = 0,
+) -> Walk:
+    """Denoise one batch, yielding at every step of the scheduler.
+
+    The state stays in float32; the network alone runs in `dtype`. Whoever `send`s a tensor in reply
+    to a step has it in place of the step's x_next.
+
+    Args:
+        network: Sees x_t (B, C, H, W) in `dtype` and t (B,); gives F with C channels, or 2 C where
+            the second half is a learned variance (used by "ddpm" with "learned_range" alone).
+        scheduler: From `make_scheduler`, for this batch alone.
+        x_T: Standard normal noise, (B, C, H, W), float32; with a start, the x_t to begin with.
+        noise_of_step: Index of a step -> the noise that it adds if it adds any, like x_T.
+        class_labels: (B,), int64, for a class-conditional network.
+        predicts: What F is, if the scheduler's own prediction type is another.
+        guide: Evaluates the network in the place of one plain evaluation.
+        start: The first of the scheduler's timesteps to visit.
+    """
+    steps_with = prediction(scheduler.config.prediction_type)
+    denoiser = steps_with if predicts is None else prediction(predicts)
+    learned_variance = scheduler.config.get("variance_type") == "learned_range"
+    channels, clips_itself = x_T.shape[1], "clip_sample" in scheduler.config
+
+    def evaluate(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        return network(x_t.to(dtype), t, labels).sample.float()
+
+    x = x_T * _begin(scheduler, start)
+    for index, t in enumerate(scheduler.timesteps[start:], start):
+        x_t = scheduler.scale_model_input(x, t)
+        a, s = scales(scheduler, index, t)
+        view = View(x_t, t.to(x.device).expand(len(x)), class_labels, a, s)
+        output = guide(evaluate, view) if guide else evaluate(*view[:3])
+        F = output[:, :channels]
+        x_0, eps = denoiser.x_0(F, x_t, a, s), denoiser.eps(F, x_t, a, s)
+        strays = not clips_itself and bool(denoiser.error_of_x_0(a, s) > MOST_ERROR)
+        if strays:
+            x_0 = x_0.clamp(-1, 1)
+            eps = (x_t - a * x_0) / s
+        if strays or denoiser is not steps_with:
+            F = steps_with.target(x_0, eps, a, s)
+            output = torch.cat([F, output[:, channels:]], dim=1)
+        with _ServedNoise(lambda index=index: noise_of_step(index)):
+            x = scheduler.step(output if learned_variance else F, t, x).prev_sample
+        changed = yield Step(index, t, x_t, x_0, x)
+        x = x if changed is None else changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How images are made of noise, whichever they are.
+
+    Attributes:
+        steps: Steps of the scheduler, at most the training's timesteps.
+        scheduler: One of `ddpm_sa.samplers.schedulers.SCHEDULERS`.
+        scheduler_options: Its options; `ddpm_sa.samplers.schedulers.known_options` has their names.
+        guide: Such as a `ddpm_sa.guidance.base.Guidance`, or None for none.
+        cache_interval: Compute the deep features of the network every so many evaluations; see
+            `ddpm_sa.samplers.feature_cache`.
+    """
+
+    steps: int = 50
+    scheduler: str = "ddim"
+    scheduler_options: Options = field(default_factory=dict)
+    guide: Guide | None = None
+    cache_interval: int = 1
+
+    def make_scheduler(self, base: Any) -> Any:
+        """A scheduler for one batch of a model with this scheduler; see there."""
+        return make_scheduler(self.scheduler, base, self.steps, self.scheduler_options)
+
+    def __str__(self) -> str:
+        options = "".join(f", {name}={value}" for name, value in self.scheduler_options.items())
+        return f"scheduler={self.scheduler!r} with steps={self.steps}{options}"
+
+
+class Cost(NamedTuple):
+    """What a batch takes: the steps that it yields, and whether it draws noise on its way."""
+
+    steps: int
+    stochastic: bool
+
+
+def rehearse(method: Method, base: Any) -> Cost:
+    """Run a method on one pixel, to see that it can be and what it takes.
+
+    Args:
+        method: What to try.
+        base: The diffusers scheduler of the model.
+
+    Raises:
+        ValueError: As `make_scheduler` does; or if the settings lead to values that are not finite.
+    """
+    kind, pixel, draws = base.config.prediction_type, torch.ones(1, 1, 1, 1), []
+    scheduler = method.make_scheduler(base)
+
+    def network(x_t: Tensor, *_: Any) -> Any:
+        halves = 2 if scheduler.config.get("variance_type") == "learned_range" else 1
+        return BaseOutput(sample=torch.zeros_like(x_t).repeat(1, halves, 1, 1))
+
+    def noise(step: int) -> Tensor:
+        draws.append(step)
+        return pixel
+
+    try:
+        walk = list(denoise(network, scheduler, pixel, noise, predicts=kind))
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{method} fails in diffusers: {error}") from error
+    for step in walk:
+        if not (step.x_0.isfinite().all() and step.x_next.isfinite().all()):
+            raise ValueError(
+                f"{method} and prediction_type={kind!r} gives values that are not finite at "
+                f"t={step.t:g}; use other settings, or another scheduler such as ddim"
+            )
+    return Cost(len(scheduler.timesteps), bool(draws))
+
+
+def _begin(scheduler: Any, start: int) -> Tensor | float:
+    """Put a scheduler before one of its timesteps; the scale of its state there, that of x_t is 1.
+
+    diffusers' schedulers of sigmas call scale_model_input for the way back.
+    """
+    # Left to themselves they look their first timestep up, and of equal ones take the second.
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    if start == 0:
+        return scheduler.init_noise_sigma
+    if not hasattr(scheduler, "set_begin_index"):
+        return 1.0  # those that know no index go by the timestep that they are told
+    one = torch.ones(())
+    return one / scheduler.scale_model_input(one, scheduler.timesteps[start])
+
+
+def scales(scheduler: Any, index: int, t: Tensor) -> tuple[Tensor, Tensor]:
+    """a and s of what the network sees at a step, float32 scalars."""
+    if hasattr(scheduler, "sigmas"):
+        sigma = scheduler.sigmas[index]
+        if hasattr(scheduler, "sigmas_interpol") and not scheduler.state_in_first_order:
+            # KDPM2 evaluates between two sigmas, its ancestral form one place earlier in the list.
+            ancestral = "Ancestral" in type(scheduler).__name__
+            sigma = scheduler.sigmas_interpol[index - ancestral]
+        a_squared = 1 / (1 + sigma.double() ** 2)
+    else:
+        a_squared = scheduler.alphas_cumprod[t].double()
+    return a_squared.sqrt().float(), (1 - a_squared).sqrt().float()
+
+
+class _ServedNoise(TorchFunctionMode):
+    """Inside it, `torch.randn` returns the noise that is served.
+
+    The means by which `with torch.device(...)` works. diffusers' schedulers take torch Generators
+    alone, whose CPU seeds have 32 bits and whose numbers depend on the image's type and device.
+    """
+
+    def __init__(self, serve: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.serve, self.served = serve, False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.randn:
+            return func(*args, **kwargs)
+        assert not self.served, "a scheduler drew twice in one step; the noise would be the same"
+        self.served = True
+        noise = self.serve()
+        assert noise.shape == tuple(args[0])
+        return noise.to(device=kwargs["device"], dtype=kwargs["dtype"])

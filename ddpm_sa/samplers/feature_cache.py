@@ -1,0 +1,85 @@
+"""Fewer evaluations of what changes little: deep features kept between steps.
+
+DeepCache (Ma et al. 2024): from one step to the next the low-resolution part of a U-Net changes
+less than the rest, so it is computed at every n-th evaluation alone.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpm_sa.models.unet import UNet, UNetOutput
+
+
+class DeepReuse:
+    """A network that evaluates everything below its highest resolution every n-th time.
+
+    It remembers what it saw: make one for each batch.
+
+    Args:
+        unet: A ddpm_sa.UNet of at least two levels.
+        interval: n; with 1 every evaluation is a whole one, bit for bit.
+
+    Raises:
+        ValueError: If the interval is below 1, or the network is none of these.
+    """
+
+    def __init__(self, unet: Any, interval: int) -> None:
+        check_interval(unet, interval)
+        self.unet, self.interval = unet, interval
+        self.evaluations = 0
+        self.deep: Tensor | None = None
+
+    def __call__(self, sample: Tensor, t: Tensor, class_labels: Tensor | None = None) -> UNetOutput:
+        """As the network is called."""
+        whole = self.evaluations % self.interval == 0
+        self.evaluations += 1
+        # Guidance in an interval of timesteps changes the size of the batch.
+        if whole or self.deep is None or len(self.deep) != len(sample):
+            return self._whole(sample, t, class_labels)
+        return self._shallow(sample, t, class_labels, self.deep)
+
+    def _whole(self, sample: Tensor, t: Tensor, class_labels: Tensor | None) -> UNetOutput:
+        def keep(module: Any, inputs: tuple[Tensor, ...]) -> None:
+            self.deep = inputs[0]
+
+        hook = self.unet.up_blocks[-1].register_forward_pre_hook(keep)
+        try:
+            return self.unet(sample, t, class_labels)
+        finally:
+            hook.remove()
+
+    def _shallow(
+        self, sample: Tensor, t: Tensor, class_labels: Tensor | None, deep: Tensor
+    ) -> UNetOutput:
+        unet = self.unet
+        if unet.config["center_input_sample"]:
+            sample = 2 * sample - 1
+        temb = unet._embed(sample, t, class_labels)
+        skips = [unet.conv_in(sample)]
+        first = unet.down_blocks[0]
+        for index in range(len(first.resnets)):
+            skips.append(first._layer(index, skips[-1], temb))
+        x = unet.up_blocks[-1](deep, skips, temb)
+        return UNetOutput(sample=unet.conv_out(F.silu(unet.conv_norm_out(x))))
+
+
+def check_interval(unet: Any, interval: int) -> None:
+    """
+    Raises:
+        ValueError: If this network's deep features cannot be computed every `interval`-th time.
+    """
+    if interval < 1:
+        raise ValueError(f"cache_interval={interval} must be at least 1, which is no reuse")
+    if interval == 1:
+        return
+    if not isinstance(unet, UNet):
+        raise ValueError(
+            f"cache_interval={interval} needs a ddpm_sa.UNet, not a {type(unet).__name__}; open "
+            "its folder with ddpm_sa.UNet.from_pretrained, the weights are the same"
+        )
+    if unet._compiled_call_impl is not None:
+        raise ValueError(f"cache_interval={interval} needs a network that is not compiled")
+    if len(unet.down_blocks) < 2:
+        raise ValueError(f"cache_interval={interval} needs a network of two levels or more")

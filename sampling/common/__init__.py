@@ -1,0 +1,1 @@
+"""What the programs share: loading a model, sampler settings, devices, output folders."""

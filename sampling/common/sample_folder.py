@@ -1,0 +1,163 @@
+"""A folder of samples: a file for each image, a grid, and a JSON to make each of them again."""
+
+import contextlib
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ddpm_sa.image_format import (
+    ImageFormat,
+    from_pil,
+    from_tensor,
+    image_grid,
+    to_pil,
+    to_tensor,
+    visible,
+)
+from ddpm_sa.pipeline import Batch
+
+RECORD = "samples.json"
+GRID = "grid.png"
+ARRAY = "images.npz"
+GRID_LIMIT = 256  # a grid of thousands shows nothing
+
+
+def image_file(folder: Path, index: int, image_format: ImageFormat) -> Path:
+    """Where image `index` lies. It is done if it is there, since files appear whole."""
+    return folder / f"{index:06d}{image_format.suffix}"
+
+
+def begin(
+    folder: Path,
+    settings: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    class_labels: Mapping[int, int | None],
+    image_format: ImageFormat,
+) -> list[int]:
+    """Record what will be made, beside what was, and say which of it is not there yet.
+
+    Args:
+        folder: Made if it is not there.
+        settings: All that an image depends on; the images of a folder share it.
+        environment: Where they are made; recorded, not compared.
+        class_labels: The indices of the images asked for, and the class of each.
+        image_format: What they are, and so in what files they lie.
+
+    Returns:
+        The indices whose files are not there.
+
+    Raises:
+        ValueError: If the folder is a file, or holds images that were made otherwise.
+    """
+    images = {
+        image_file(folder, index, image_format).name: {"index": index, "class_label": label}
+        for index, label in class_labels.items()
+    }
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir={folder} is a file")
+    images = _images_so_far(folder, settings, images) | images
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"settings": settings, "environment": environment, "images": images}
+    partial = folder / f"{RECORD}.partial"
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.rename(folder / RECORD)
+    return [index for index in class_labels if not image_file(folder, index, image_format).exists()]
+
+
+def save_images(folder: Path, batch: Batch, image_format: ImageFormat) -> None:
+    """Write each image, with the values that the training's images had, whole or not at all."""
+    values = from_tensor(batch.images, image_format)
+    for i, image in zip(batch.indices, values, strict=True):
+        path = image_file(folder, i, image_format)
+        if image_format.is_picture:
+            save_picture(to_pil(image[None])[0], path)
+        else:
+            with written_aside(path) as partial, partial.open("wb") as file:
+                np.save(file, image)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    with written_aside(path) as partial:
+        picture.save(partial, format="png")
+
+
+def load_image(folder: Path, index: int, image_format: ImageFormat) -> Any:
+    """The values of an image that is there, (H, W, C)."""
+    file = image_file(folder, index, image_format)
+    return from_pil([Image.open(file)])[0] if image_format.is_picture else np.load(file)
+
+
+def save_grid(folder: Path, indices: Sequence[int], image_format: ImageFormat) -> None:
+    """Write grid.png, for the eye, of these images of the folder, or of the first 256."""
+    images = [load_image(folder, index, image_format) for index in indices[:GRID_LIMIT]]
+    x = to_tensor(np.stack(images), image_format.value_range)
+    save_picture(image_grid(visible(x)), folder / GRID)
+
+
+def save_array(folder: Path, indices: Sequence[int], image_format: ImageFormat) -> None:
+    """Write images.npz with these images of the folder as arr_0, one in memory at a time."""
+    channels, height, width = image_format.shape
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(image_format.dtype)),
+        "fortran_order": False,
+        "shape": (len(indices), height, width, channels),
+    }
+    with (
+        written_aside(folder / ARRAY) as partial,
+        zipfile.ZipFile(partial, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+        for index in indices:
+            file.write(np.ascontiguousarray(load_image(folder, index, image_format)).tobytes())
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A name to write under, which becomes `path` once that is done."""
+    partial = path.with_name(f"{path.name}.partial")
+    yield partial
+    partial.rename(path)
+
+
+def _images_so_far(
+    folder: Path, settings: Mapping[str, Any], images: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What an earlier run recorded, if these settings and images may stand beside it."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        earlier_settings, earlier_images = record["settings"], record["images"]
+    except FileNotFoundError:
+        if next((p for p in folder.glob("*") if p.suffix in (".png", ".npy")), None) is None:
+            return {}
+        raise ValueError(
+            f"{folder} holds images but no {RECORD}; give another output_dir"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / RECORD} cannot be read ({error})") from error
+    # Compared as JSON has them: it knows no tuples.
+    for name, value in json.loads(json.dumps(settings)).items():
+        earlier = earlier_settings.get(name)
+        if earlier != value:
+            raise ValueError(
+                f"{folder} holds images made with {name}={_short(earlier)}, now it is "
+                f"{_short(value)}; give another output_dir"
+            )
+    for name in images.keys() & earlier_images.keys():
+        if images[name] != earlier_images[name]:
+            raise ValueError(
+                f"{folder / name} is of class {earlier_images[name]['class_label']}, now it is to "
+                f"be {images[name]['class_label']}; give another output_dir"
+            )
+    return earlier_images
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,1 @@
+"""What sampling/evaluate.py and sampling/paper.py compute."""

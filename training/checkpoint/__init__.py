@@ -1,0 +1,1 @@
+"""The run folder and its checkpoints: written, checked, and resumed from."""

@@ -1,0 +1,119 @@
+"""What a run minimises, with what, under which schedule: diffusers' and torch's objects for it."""
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from ddpm_sa.diffusion.loss import denoising_loss, timestep_weights
+from ddpm_sa.diffusion.prediction import prediction
+from ddpm_sa.diffusion.schedule import NoiseSchedule
+from ddpm_sa.image_format import ImageFormat
+from ddpm_sa.model_folder import load_scheduler, local_folder
+from ddpm_sa.models.presets import predicting, preset
+from ddpm_sa.models.unet import UNet
+from training.config import ObjectiveConfig, OptimConfig, TrainConfig
+from training.distributed.fsdp import shard
+from training.loop import Loss, MicroBatch
+from training.muon import Muon
+from training.network import memory_format
+
+# DDPMScheduler's names of the schedules.
+BETA_SCHEDULE = {"linear": "linear", "cosine": "squaredcos_cap_v2", "quadratic": "scaled_linear"}
+
+
+def make_scheduler(config: TrainConfig) -> DDPMScheduler:
+    """The scheduler that describes the training: the preset's, under the config's schedule."""
+    settings = preset(config.model.preset).scheduler
+    if config.objective.learned_variance:
+        settings = settings | {"variance_type": "learned_range"}
+    return DDPMScheduler(
+        **settings
+        | {
+            "num_train_timesteps": config.schedule.num_timesteps,
+            "beta_schedule": BETA_SCHEDULE[config.schedule.kind],
+            "beta_start": config.schedule.beta_start,
+            "beta_end": config.schedule.beta_end,
+        }
+        | predicting(config.objective.prediction_type)
+    )
+
+
+def fine_tuning_notes(config: TrainConfig) -> list[str]:
+    """What is odd about going on from the weights of `model.init_from` under these settings."""
+    if config.model.init_from is None:
+        return []
+    try:
+        before = load_scheduler(local_folder(config.model.init_from)).config
+    except ValueError:  # weights without a scheduler do not say how they were trained
+        return []
+    now = make_scheduler(config).config
+    return [
+        f"warning     {config.model.init_from} was trained with {name}={before[name]}, this run "
+        f"has {now[name]}"
+        for name in ("prediction_type", "beta_schedule", "beta_end", "num_train_timesteps")
+        if before.get(name) != now[name]
+    ]
+
+
+def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig, image_format: ImageFormat) -> Loss:
+    """The loss of each image of a micro-batch.
+
+    Raises:
+        ValueError: If there is none for such a schedule, or for such images.
+    """
+    if config.learned_variance and image_format.bit_depth == 32:
+        raise ValueError(
+            "objective.learned_variance is trained by the likelihood of pixels that are whole "
+            "numbers, and these are floats; leave it false, or save them with 16 bits"
+        )
+    low, high = image_format.value_range
+    levels = round(high - low) + 1
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    meaning = prediction(config.prediction_type)
+    weights = timestep_weights(schedule, meaning, config.weighting)
+
+    def loss_of(network: nn.Module, batch: MicroBatch) -> Tensor:
+        return denoising_loss(
+            network,
+            schedule,
+            meaning,
+            batch.x_0,
+            batch.eps,
+            batch.t,
+            batch.class_labels,
+            weights,
+            config.learned_variance,
+            levels,
+        )
+
+    return loss_of
+
+
+def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Adam, with AdamW's weight decay where there is any, or Muon."""
+    if config.optimizer == "muon":
+        return Muon(network, config.lr, config.betas, config.eps, config.weight_decay)
+    return torch.optim.AdamW(
+        network.parameters(),
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def prepare(
+    accelerator: Accelerator, network: UNet, config: TrainConfig
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The network as the loop trains it, on its device and over all processes; its optimiser."""
+    if config.sharding == "fsdp" and accelerator.num_processes > 1:
+        shard(network, accelerator)
+        # What else it would do is give each process the whole network.
+        prepared = accelerator.prepare_model(network, evaluation_mode=True)
+        return prepared, accelerator.prepare_optimizer(make_optimizer(network, config.optim))
+    network.to(memory_format=memory_format(accelerator.device))  # pyright: ignore[reportCallIssue]
+    if config.compile:
+        network.compile(dynamic=False)
+    return accelerator.prepare(network, make_optimizer(network, config.optim))

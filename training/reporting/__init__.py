@@ -1,0 +1,1 @@
+"""What a run says: at its start, as it goes, and in its model folder."""

@@ -1,0 +1,242 @@
+"""What is recorded of a run: a bar, metrics.jsonl, the trackers' curves, sample grids."""
+
+import json
+import math
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ddpm_sa.atomic_files import written_aside
+from ddpm_sa.diffusion.loss_by_timestep import Buckets
+from ddpm_sa.image_format import from_pil
+from training.config import TrainConfig
+from training.distributed.accelerator import by_process_0
+from training.loop import Progress
+from training.reporting.loss_figure import losses_figure
+from training.saved_config import to_plain
+
+
+class RunLog:
+    """The records of a run; process 0 alone writes.
+
+    Args:
+        accelerator: Gives the trackers.
+        config: Where, how often, and the number of steps.
+        state: `state()` of the checkpoint that the run goes on from, or {}.
+        start: Updates already done; records of later ones are cut off.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, config: TrainConfig, state: dict[str, Any], start: int
+    ):
+        self.accelerator, self.config = accelerator, config
+        self.path = Path(config.output_dir) / "metrics.jsonl"
+        self.losses: list[float] = list(state.get("losses", []))
+        self.grad_norms: list[float] = list(state.get("grad_norms", []))
+        self.buckets = Buckets(config.schedule.num_timesteps, state.get("buckets"))
+        self.unrecorded = int(state.get("unrecorded", 0))
+        self.skipped = int(state.get("skipped", 0))
+        self.seconds = float(state.get("seconds", 0.0))
+        self.durations: list[float] = []
+        self.step = start
+
+    def __enter__(self) -> "RunLog":
+        self._thread_hook, threading.excepthook = threading.excepthook, _said_later
+        by_process_0(self._open, f"the records of {self.config.output_dir} cannot be written")
+        self.bar = tqdm(
+            total=self.config.steps,
+            initial=self.step,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+            dynamic_ncols=True,
+        )
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.bar.close()
+        threading.excepthook = self._thread_hook
+        try:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        except OSError as failure:
+            if error is None:
+                raise ValueError(
+                    f"the {self.config.tracker} log is cut off: {failure}"
+                ) from failure
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs so that the next record is as if the run had not stopped."""
+        return {
+            "losses": self.losses,
+            "grad_norms": self.grad_norms,
+            "buckets": self.buckets.state(),
+            "unrecorded": self.unrecorded,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+        }
+
+    def update(self, progress: Progress) -> None:
+        """Take note of an update; every `log_every` of them, and the last, become a record."""
+        self.step = progress.step
+        self.unrecorded += 1
+        if progress.skipped is None:
+            self.losses.append(progress.loss)
+            self.grad_norms.append(progress.grad_norm)
+            self.buckets.add(progress.t, progress.losses)
+        else:
+            self.skipped += 1
+            self.bar.write(f"{progress.skipped}; this update is left out", file=sys.stderr)
+        self.durations.append(progress.seconds)
+        self.seconds += progress.seconds
+        rate = self.config.batch_size / float(np.mean(self.durations))
+        self.bar.set_postfix_str(f"loss {progress.loss:.4f}, {rate:.0f} images/s", refresh=False)
+        self.bar.update()
+        whole = progress.step % self.config.log_every == 0
+        if not whole and progress.step != self.config.steps:
+            return
+        self._record(
+            {
+                "step": progress.step,
+                "loss": finite_mean(self.losses),
+                "lr": progress.lr,
+                "grad_norm": finite_mean(self.grad_norms),
+                "loss_by_timestep": self.buckets.means(),
+                "skipped": self.skipped,
+                "images_per_second": round(rate, 2),
+                "seconds": round(self.seconds, 3),
+            }
+        )
+        self.durations = []
+        if whole:  # else the run may go on later, to a record of the whole interval
+            self.losses, self.grad_norms, self.unrecorded = [], [], 0
+            self.buckets = Buckets(self.config.schedule.num_timesteps)
+
+    def validation(self, t: np.ndarray, losses: np.ndarray) -> None:
+        """Keep the losses of held-out images at their timesteps: a record of its own."""
+        buckets = Buckets(self.config.schedule.num_timesteps)
+        buckets.add(t, losses)
+        self._record(
+            {
+                "step": self.step,
+                "validation_loss": finite_mean(losses.tolist()),
+                "validation_loss_by_timestep": buckets.means(),
+            }
+        )
+
+    def samples(self, grid: Image.Image) -> None:
+        """Keep a grid of samples: samples/step-00001000.png, and the trackers'."""
+        path = self.path.parent / "samples" / f"step-{self.step:08d}.png"
+
+        def write() -> None:
+            path.parent.mkdir(exist_ok=True)
+            with written_aside(path) as aside:
+                grid.save(aside)
+            for tracker in self.accelerator.trackers:
+                # accelerate's trackers take images each in their own way; trackio's takes none.
+                order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                if tracker.name != "trackio":
+                    tracker.log_images({"samples": from_pil([grid])}, step=self.step, **order)
+
+        by_process_0(write, f"{path} could not be written")
+
+    def figure(self) -> None:
+        """Draw the losses: losses.png."""
+        picture = self.path.with_name("losses.png")
+
+        def write() -> None:
+            figure = losses_figure(self.path, self.buckets.names)
+            if isinstance(figure, str):
+                self.bar.write(f"no {picture.name}: {figure}", file=sys.stderr)
+                return
+            with written_aside(picture) as aside:
+                figure.savefig(aside, dpi=100)
+
+        by_process_0(write, f"{picture} could not be written")
+
+    def farewell(self, reason: str | None) -> str:
+        """Where the run stands, and how to go on if it was stopped."""
+        config = self.config
+        left_out = f" ({self.skipped} updates left out: not finite)" if self.skipped else ""
+        if self.step == config.steps:
+            return f"{self.step} steps done{left_out}: {config.output_dir}/model"
+        return (
+            f"stopped at step {self.step} of {config.steps}{left_out} by "
+            f"{reason or 'another process'}: {config.output_dir}/model; go on with --resume auto"
+        )
+
+    def _record(self, row: dict[str, Any]) -> None:
+        curves: dict[str, float] = {}
+        for name, value in row.items():
+            parts = {name: value}
+            if name.endswith("_by_timestep"):
+                names = [f"{name}/{bucket}" for bucket in self.buckets.names]
+                parts = dict(zip(names, value, strict=True))
+            curves |= {part: one for part, one in parts.items() if one is not None}
+        del curves["step"]
+        curves.pop("seconds", None)
+
+        def write() -> None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+            self.accelerator.log(curves, step=self.step)
+
+        by_process_0(write, f"{self.path} or the {self.config.tracker} log could not be written")
+
+    def _open(self) -> None:
+        # A run that was to end here has left records that one which goes on does not make: of less
+        # than a whole interval, and a validation out of turn.
+        untimely: set[str] = set()
+        if self.step < self.config.steps:
+            if self.unrecorded:
+                untimely.add("loss")
+            if self.step % (self.config.validate_every or self.step + 1):
+                untimely.add("validation_loss")
+        cut_records(self.path, self.step, untimely)
+        tracker, run = self.config.tracker, self.path.parent
+        if tracker != "none":
+            about: dict[str, Any] = {"name": run.name, "config": to_plain(self.config)}
+            options = {"wandb": about | {"dir": str(run)}, "trackio": about}
+            # TensorBoard's name is that of its folder.
+            name = "logs" if tracker == "tensorboard" else "ddpm_sa"
+            self.accelerator.init_trackers(name, init_kwargs=options)
+
+
+def finite_mean(values: list[float]) -> float | None:
+    """The mean of the finite ones, or None if there are none.
+
+    While fp16's loss scale settles the norm of a gradient may be infinite.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else None
+
+
+def _said_later(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread keeps the failure of a disk for the next record, which says it."""
+    kept = getattr(failure.thread, "exception", None)
+    if not isinstance(kept, OSError):
+        threading.__excepthook__(failure)
+
+
+def cut_records(path: Path, step: int, untimely: set[str]) -> None:
+    """Remove the records after `step`, which the run is about to make again.
+
+    Those of `step` itself that have one of the untimely names go too.
+    """
+
+    def stays(line: str) -> bool:
+        # A line that a killed process left half-written is later than any checkpoint.
+        if not line.endswith("\n"):
+            return False
+        row = json.loads(line)
+        return row["step"] < step or (row["step"] == step and not untimely & row.keys())
+
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        with written_aside(path) as aside:
+            aside.write_text("".join(filter(stays, lines)), encoding="utf-8")
