@@ -4,7 +4,8 @@ Every layer here calls `self.attend(q, k, v, scale=..., grid=...)`, a plain attr
 to see the maps, to ablate them or to compute them faster puts another callable there for a while.
 """
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,52 @@ def scaled_dot_product(
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
-class PixelAttention(nn.Module):
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """What a U-Net asks of an attention layer besides its width.
+
+    Attributes:
+        heads: Number of heads.
+        norm_num_groups: Groups of the GroupNorm, or None for no norm.
+        eps: Epsilon of the GroupNorm.
+        output_scale: The sum with the residual is divided by this.
+    """
+
+    heads: int = 1
+    norm_num_groups: int | None = 32
+    eps: float = 1e-6
+    output_scale: float = 1.0
+
+
+class SelfAttention(nn.Module):
+    """Base class of the attention layers, (B, C, H, W) -> (B, C, H, W).
+
+    Recording, ablation and guidance find the layers of a network by this class, and reach them by
+    their `attend` attribute. A new kind of attention is a subclass that sets `attend`, calls it in
+    `forward`, implements `build`, and is added to `ATTENTION_KINDS`.
+
+    Attributes:
+        attend: The slot; see `Attend`.
+        multi_head: Whether a configuration may ask for more than one head.
+        not_in_diffusers: Why UNet2DModel cannot represent the layer, or None if it can.
+    """
+
+    attend: Attend
+    multi_head: ClassVar[bool] = False
+    not_in_diffusers: ClassVar[str | None] = "diffusers has no such attention"
+
+    @classmethod
+    def build(cls, channels: int, spec: AttentionSpec) -> Self:
+        """The layer for a feature map of this many channels."""
+        raise NotImplementedError
+
+    @property
+    def last_projection(self) -> nn.Module | None:
+        """The layer whose weights `UNet.paper_init_` sets near zero, if there is one."""
+        return None
+
+
+class PixelAttention(SelfAttention):
     """The DDPM paper's attention block: x + out(softmax(q kᵀ / sqrt(d)) v), q, k, v of GN(x).
 
     Ho et al. 2020, appendix B, with one head; with more, each has d = channels / heads features
@@ -62,6 +108,8 @@ class PixelAttention(nn.Module):
         ValueError: If heads does not divide channels.
     """
 
+    multi_head = True
+    not_in_diffusers = None
     # diffusers renames the old `query`, `key`, `value`, `proj_attn` of a layer that carries this.
     _from_deprecated_attn_block = True
 
@@ -89,6 +137,20 @@ class PixelAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
         self.attend: Attend = scaled_dot_product
 
+    @classmethod
+    def build(cls, channels: int, spec: AttentionSpec) -> Self:
+        return cls(
+            channels,
+            heads=spec.heads,
+            norm_num_groups=spec.norm_num_groups,
+            eps=spec.eps,
+            output_scale=spec.output_scale,
+        )
+
+    @property
+    def last_projection(self) -> nn.Module:
+        return self.to_out[0]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         grid = (x.shape[2], x.shape[3])
@@ -104,7 +166,7 @@ class PixelAttention(nn.Module):
         return divided(x + out, self.output_scale)
 
 
-class SAGANAttention(nn.Module):
+class SAGANAttention(SelfAttention):
     """Self-attention of the SAGAN: x + gamma · softmax(q kᵀ) v, with q and k an eighth as wide.
 
     Zhang et al. 2018, section 3, as in its best-known PyTorch port (heykeetae), whose parameter
@@ -117,6 +179,8 @@ class SAGANAttention(nn.Module):
         ValueError: If 8 does not divide channels.
     """
 
+    not_in_diffusers = "diffusers has no SAGAN attention"
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         if channels % 8:
@@ -127,6 +191,11 @@ class SAGANAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
         self.attend: Attend = scaled_dot_product
 
+    @classmethod
+    def build(cls, channels: int, spec: AttentionSpec) -> Self:
+        """One head, no norm and no output scale: of the spec nothing applies."""
+        return cls(channels)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         grid = (x.shape[2], x.shape[3])
@@ -136,6 +205,13 @@ class SAGANAttention(nn.Module):
         )
         mixed = self.attend(q, k, v, scale=1.0, grid=grid)
         return x + self.gamma * rearrange(mixed, "b 1 (h w) c -> b c h w", h=grid[0])
+
+
+ATTENTION_KINDS: dict[str, type[SelfAttention]] = {
+    "pixel": PixelAttention,
+    "sagan": SAGANAttention,
+}
+"""The values of `UNet`'s attention_kind."""
 
 
 def divided(x: Tensor, scale: float) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ddpm_sa.models.attention import Attend, PixelAttention, SAGANAttention
+from ddpm_sa.models.attention import Attend, SelfAttention
 from ddpm_sa.models.unet import UNet
 
 Layers = Sequence[str] | Literal["all"]
@@ -24,7 +24,7 @@ class AttentionLayer:
         reduction: Each of its pixels holds reduction x reduction pixels of the image.
     """
 
-    module: PixelAttention | SAGANAttention
+    module: SelfAttention
     reduction: int
 
 
@@ -45,7 +45,7 @@ def attention_layers(unet: UNet) -> dict[str, AttentionLayer]:
         f"{block}.{name}": AttentionLayer(module, 2**level)
         for block, level in halvings.items()
         for name, module in modules.get(block, nn.Identity()).named_modules()
-        if isinstance(module, PixelAttention | SAGANAttention)
+        if isinstance(module, SelfAttention)
     }
     if not layers:
         raise ValueError("this network has no attention layer")

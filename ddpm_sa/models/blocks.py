@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ddpm_sa.models.attention import SelfAttention
 from ddpm_sa.models.resnet import Downsample, ResnetBlock, Upsample
 
 MakeResnet = Callable[..., ResnetBlock]  # (in_channels, out_channels, resample=None)
-MakeAttention = Callable[[int], nn.Module]  # (channels)
+MakeAttention = Callable[[int], SelfAttention]  # (channels)
 Resampling = Literal["conv", "resnet"]
 
 

@@ -1,13 +1,12 @@
-"""Which of UNet2DModel's configurations `UNet` builds, and in words why not another."""
+"""Which of UNet2DModel's configurations `UNet` builds, and why it refuses the others."""
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from ddpm_sa.models.attention import ATTENTION_KINDS
 from ddpm_sa.models.blocks import Resampling
 from ddpm_sa.models.resnet import ACTIVATIONS
-
-AttentionKind = Literal["pixel", "sagan"]
 
 
 class BlockType(NamedTuple):
@@ -42,7 +41,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "act_fn": tuple(ACTIVATIONS),
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "class_embed_type": (None, "timestep", "identity"),
-    "attention_kind": ("pixel", "sagan"),
 }
 
 
@@ -67,7 +65,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: One line that names the argument, its value, the rule and a way out.
     """
-    for name, values in CHOICES.items():
+    # Looked up at every call: a kind of attention may be added to the registry at any time.
+    for name, values in {**CHOICES, "attention_kind": tuple(ATTENTION_KINDS)}.items():
         if config[name] not in values:
             known = ", ".join(map(repr, values))
             raise ValueError(f"{name}={config[name]!r} is not built here; known are {known}")
@@ -77,13 +76,14 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def not_in_diffusers(config: Mapping[str, Any]) -> str | None:
-    """In words what UNet2DModel has not of a configuration of `UNet` or itself; None if it has all.
+    """Why UNet2DModel cannot represent a configuration of `UNet`, or None if it can.
 
     Args:
-        config: Arguments by name; those that are not there have their defaults.
+        config: Arguments by name; missing ones have their defaults.
     """
-    if config.get("attention_kind", "pixel") != "pixel":
-        return "diffusers has no SAGAN attention"
+    reason = ATTENTION_KINDS[config.get("attention_kind", "pixel")].not_in_diffusers
+    if reason is not None:
+        return reason
     if config.get("num_attention_heads") is not None:
         return "UNet2DModel has one width for the heads of all levels, and no num_attention_heads"
     return None
@@ -127,10 +127,12 @@ def _check_groups(config: Mapping[str, Any]) -> None:
 def _check_attention(config: Mapping[str, Any]) -> None:
     channels, head_dim = config["block_out_channels"], config["attention_head_dim"]
     heads = config["num_attention_heads"]
-    if heads is not None and (heads < 1 or config["attention_kind"] == "sagan"):
+    kind = config["attention_kind"]
+    multi_head = ATTENTION_KINDS[kind].multi_head
+    if heads is not None and (heads < 1 or not multi_head):
         raise ValueError(
-            f"num_attention_heads={heads} must be 1 or more, and null for attention_kind='sagan', "
-            "which has one"
+            f"num_attention_heads={heads} must be 1 or more, and null for attention_kind={kind!r}"
+            + ("" if multi_head else ", which has one")
         )
     mid = config["add_attention"] and config["mid_block_type"] is not None
     levels = {
@@ -148,7 +150,7 @@ def _check_attention(config: Mapping[str, Any]) -> None:
                     f"{channels[level]}; use {math.gcd(channels[level], heads)}"
                 )
             continue
-        if config["attention_kind"] == "pixel" and head_dim and channels[level] % head_dim:
+        if multi_head and head_dim and channels[level] % head_dim:
             raise ValueError(
                 f"attention_head_dim={head_dim} does not divide block_out_channels[{level}]="
                 f"{channels[level]}; use {math.gcd(channels[level], head_dim)}, "

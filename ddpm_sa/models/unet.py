@@ -13,9 +13,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 
-from ddpm_sa.models.attention import PixelAttention, SAGANAttention
+from ddpm_sa.models.attention import ATTENTION_KINDS, AttentionSpec, SelfAttention
 from ddpm_sa.models.blocks import DownBlock, MidBlock, Resampling, UpBlock
-from ddpm_sa.models.config import DOWN_BLOCKS, UP_BLOCKS, AttentionKind, block_type, check_config
+from ddpm_sa.models.config import DOWN_BLOCKS, UP_BLOCKS, block_type, check_config
 from ddpm_sa.models.embedding import TimestepEmbedding, sinusoid
 from ddpm_sa.models.loading import UNetFiles
 from ddpm_sa.models.resnet import ACTIVATIONS, ResnetBlock
@@ -35,7 +35,8 @@ class UNet(UNetFiles):
     and meanings, and two more:
 
     Args:
-        attention_kind: "pixel", the paper's and diffusers', or "sagan" (Zhang et al. 2018).
+        attention_kind: A name of `models.attention.ATTENTION_KINDS`: "pixel", the paper's and
+            diffusers', or "sagan" (Zhang et al. 2018).
         num_attention_heads: Heads of every attention, of any width, in the place of
             attention_head_dim, which is one width for all.
 
@@ -77,7 +78,7 @@ class UNet(UNetFiles):
         class_embed_type: str | None = None,
         num_class_embeds: int | None = None,
         num_train_timesteps: int | None = None,
-        attention_kind: AttentionKind = "pixel",
+        attention_kind: str = "pixel",
         num_attention_heads: int | None = None,
     ) -> None:
         super().__init__()
@@ -96,16 +97,14 @@ class UNet(UNetFiles):
 
         def make_attention(
             channels: int, groups: int | None = norm_num_groups, output_scale: float = 1.0
-        ) -> nn.Module:
-            if attention_kind == "sagan":
-                return SAGANAttention(channels)
-            return PixelAttention(
-                channels,
+        ) -> SelfAttention:
+            spec = AttentionSpec(
                 heads=num_attention_heads or channels // (attention_head_dim or channels),
                 norm_num_groups=groups,
                 eps=norm_eps,
                 output_scale=output_scale,
             )
+            return ATTENTION_KINDS[attention_kind].build(channels, spec)
 
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], temb_channels)
@@ -211,15 +210,15 @@ class UNet(UNetFiles):
         block, and of the network, 1e-5 times that (nn.py's variance_scaling with scale 1e-10, so
         every block begins as the identity, and no gradient is exactly zero).
         """
-        last: list[nn.Module] = [self.conv_out]
+        last: set[nn.Module | None] = {self.conv_out}
         for module in self.modules():
             if isinstance(module, ResnetBlock):
-                last.append(module.conv2)
-            elif isinstance(module, PixelAttention):
-                last.append(module.to_out[0])
+                last.add(module.conv2)
+            elif isinstance(module, SelfAttention):
+                last.add(module.last_projection)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                gain = 1e-5 if any(module is one for one in last) else 1.0
+                gain = 1e-5 if module in last else 1.0
                 nn.init.xavier_uniform_(module.weight, gain)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
