@@ -7,9 +7,9 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 from torch.testing import assert_close
 
+from ddpm_sa.diffusion.likelihood import learned_log_variance, variational_term
 from ddpm_sa.diffusion.loss import denoising_loss
 from ddpm_sa.diffusion.prediction import prediction
-from ddpm_sa.diffusion.reverse_step_likelihood import learned_log_variance, variational_term
 from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.samplers.denoise import denoise
 from ddpm_sa.samplers.schedulers import make_scheduler

@@ -1,4 +1,8 @@
-"""The variational bound on the likelihood of images: its terms, their sum, and what they buy."""
+"""Negative ELBO in bits per dimension (Ho et al. 2020, eq. 5).
+
+From the bottom up: KL divergence and discretised likelihood of normal distributions, one term L_t
+of the bound, and all of its terms with the prior, as rate and distortion.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_sa.diffusion.gaussian import normal_kl
 from ddpm_sa.diffusion.prediction import Prediction
-from ddpm_sa.diffusion.reverse_step_likelihood import learned_log_variance, variational_term
 from ddpm_sa.diffusion.schedule import NoiseSchedule, VarianceType
 
 # diffusers' variance_type, and the variance it stands for; "log" says how its sampler computes.
@@ -21,6 +23,101 @@ FIXED: dict[str, VarianceType] = {
     "fixed_large_log": "fixed_large",
 }
 LEARNED = "learned_range"
+
+
+def normal_kl(
+    mean_difference: Tensor, log_variance: Tensor | float, other_log_variance: Tensor | float
+) -> Tensor:
+    """KL(N(m, v) || N(m', v')) of each pixel, in nats.
+
+    Args:
+        mean_difference: m - m', (B, C, H, W); taken as a difference, since float32 would lose that
+            of two means which lie close.
+        log_variance, other_log_variance: log v and log v', each broadcasting with it.
+    """
+    ratio = torch.as_tensor(log_variance - other_log_variance)
+    spread = mean_difference**2 * torch.as_tensor(-other_log_variance).exp()
+    return 0.5 * (ratio.exp() - ratio - 1 + spread)
+
+
+def discretized_log_likelihood(
+    x: Tensor, mean: Tensor, log_std: Tensor, levels: int = 256
+) -> Tensor:
+    """log of N(mean, std²)'s mass in the bin of each pixel (Ho et al. 2020, eq. 13), in nats.
+
+    The bins are `levels` equal ones around -1 ... 1, the outermost open. The normal's cumulative
+    distribution is the tanh approximation of the paper's code, and the mass is at least 1e-12 as
+    there; both are computed in float64, since float32's tails are noise by several nats.
+
+    Args:
+        x: Pixels, (B, C, H, W), each the centre of a bin.
+        mean, log_std: Of the normal, broadcasting with x.
+        levels: How many values a pixel can have.
+
+    Returns:
+        (B, C, H, W), in float64 where the device has it.
+    """
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    x, mean, log_std = x.to(dtype), mean.to(dtype), log_std.to(dtype)
+    half = 1 / (levels - 1)
+    below = _cdf((x - mean - half) * torch.exp(-log_std))
+    upto = _cdf((x - mean + half) * torch.exp(-log_std))
+    # The centres of the outermost bins are -1 and 1 up to float32's rounding.
+    below = below.where(x > -1 + half, torch.zeros_like(below))
+    upto = upto.where(x < 1 - half, torch.ones_like(upto))
+    return (upto - below).clamp(min=1e-12).log()
+
+
+def _cdf(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def learned_log_variance(schedule: NoiseSchedule, values: Tensor, t: Tensor) -> Tensor:
+    """log variance of a reverse step, between its two bounds (Nichol & Dhariwal 2021, eq. 15).
+
+    Args:
+        schedule: Gives the bounds, the posterior's variance and beta.
+        values: Second half of the network's channels, (B, C, H, W): -1 is the lower bound, 1 the
+            upper one; others reach beyond.
+        t: (B,), int64.
+    """
+    share = (values + 1) / 2
+    lowest = schedule.at(schedule.posterior_log_variance_clipped, t, values)
+    return share * schedule.at(schedule.betas.log(), t, values) + (1 - share) * lowest
+
+
+def variational_term(
+    schedule: NoiseSchedule,
+    x_0: Tensor,
+    x_0_predicted: Tensor,
+    log_variance: Tensor,
+    t: Tensor,
+    levels: int = 256,
+) -> Tensor:
+    """L_t of the variational bound (Ho et al. 2020, eq. 5), in bits a dimension.
+
+    KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0; the discretised decoder's
+    -log p(x_0 | x_1) for t = 0, whose mean is x_0_predicted itself.
+
+    Args:
+        x_0: Clean images, (B, C, H, W), in [-1, 1].
+        x_0_predicted: What the network takes them for, clipped or not, same shape.
+        log_variance: Of the reverse step, broadcasting with them.
+        t: (B,), int64.
+        levels: How many values a pixel can have.
+
+    Returns:
+        (B,), float32 for float32 images.
+    """
+    difference = schedule.at(schedule.posterior_mean_coef1, t, x_0) * (x_0 - x_0_predicted)
+    lowest = schedule.at(schedule.posterior_log_variance_clipped, t, x_0)
+    nats = normal_kl(difference, lowest, log_variance)
+    first = t == 0
+    if first.any():
+        likelihood = discretized_log_likelihood(x_0, x_0_predicted, 0.5 * log_variance, levels)
+        first = first.to(x_0.device).reshape(-1, *[1] * (x_0.ndim - 1))
+        nats = nats.where(~first, -likelihood.to(nats.dtype))
+    return nats.flatten(1).mean(1) / math.log(2)
 
 
 @dataclass(frozen=True, eq=False)

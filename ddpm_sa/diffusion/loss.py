@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ddpm_sa.diffusion.likelihood import learned_log_variance, variational_term
 from ddpm_sa.diffusion.prediction import Prediction
-from ddpm_sa.diffusion.reverse_step_likelihood import learned_log_variance, variational_term
 from ddpm_sa.diffusion.schedule import NoiseSchedule
 
 Weighting = Literal["uniform", "min_snr", "p2"]

@@ -4,7 +4,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from ddpm_sa.diffusion.gaussian import discretized_log_likelihood, normal_kl
+from ddpm_sa.diffusion.likelihood import discretized_log_likelihood, normal_kl
 from tests.reference import Fixture
 
 
