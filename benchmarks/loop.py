@@ -120,7 +120,7 @@ def bare_steps(config: TrainConfig) -> Generator[None]:
     t = batch.t.to(accelerator.device)
     while True:
         with accelerator.autocast():
-            output = prepared(batch.x_0, t, batch.class_labels).sample
+            output = batch.condition.evaluate(prepared, batch.x_0, t).sample
         (output.float() - batch.eps).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -159,7 +159,7 @@ def parts(config: TrainConfig, times: int = 20) -> dict[str, float]:
 class _Echo(nn.Module):
     """A network that costs nothing."""
 
-    def forward(self, x: torch.Tensor, t: object, labels: object) -> object:
+    def forward(self, x: torch.Tensor, t: object) -> object:
         return SimpleNamespace(sample=x)
 
 

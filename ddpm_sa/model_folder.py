@@ -1,4 +1,4 @@
-"""A model folder: where it is found, how it appears whole or not at all, and its README.md."""
+"""A model folder: found, read, and written whole or not at all."""
 
 import contextlib
 import json
@@ -6,14 +6,14 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import diffusers
-from huggingface_hub import snapshot_download
+from huggingface_hub import create_repo, snapshot_download, upload_folder
+from PIL import Image
 
-from ddpm_sa.image_format import FILE_NAME, ImageFormat, padded_size
-from ddpm_sa.models.config import not_in_diffusers
+from ddpm_sa.image_format import FILE_NAME, ImageFormat
+from ddpm_sa.model_card import model_card
 
 GRID_NAME = "samples.png"
 OUR_FILES = {
@@ -43,7 +43,8 @@ def local_folder(folder_or_repo: str | os.PathLike) -> Path:
         return Path(snapshot_download(str(folder_or_repo), allow_patterns=wanted))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{folder_or_repo} is no folder here, and no repository that the hub gives: {error}"
+            f"{folder_or_repo} is not a local folder, and was not found on the Hugging Face Hub: "
+            f"{error}"
         ) from error
 
 
@@ -102,107 +103,40 @@ def replaced(folder: Path) -> Iterator[Path]:
             raise
 
 
-CARD = Template("""\
----
-library_name: diffusers
-pipeline_tag: $task
-tags: [ddpm, diffusion, self-attention, ddpm_sa]
----
-# A diffusion model of $height x $width $kind images
-$grid
-A DDPM U-Net (Ho et al. 2020) with self-attention over pixels: $parameters parameters\
-$classes. It predicts "$prediction" over \
-$timesteps timesteps with the "$betas" schedule. Its images have $bits bits a value; \
--1 and 1 stand for $low and $high (`images.json`).
-
-## With ddpm_sa
-```python
-from ddpm_sa import Pipeline
-
-pipeline = Pipeline.from_pretrained("path/to/this/folder")
-images = pipeline(num_images=16, steps=50, seed=0, scheduler="ddim"$label_argument$array).images
-```
-
-## With diffusers alone
-$diffusers
-""")
-
-PLAIN = Template("""\
-from diffusers import DDPMPipeline
-
-pipeline = DDPMPipeline.from_pretrained("path/to/this/folder")
-images = pipeline(batch_size=16, num_inference_steps=$timesteps$array).images$crop""")
-
-CONDITIONAL = Template("""\
-# DDPMPipeline opens this folder, but passes no class labels: so the loop is written out.
-import torch
-from diffusers import DDPMPipeline
-
-pipeline = DDPMPipeline.from_pretrained("path/to/this/folder")
-pipeline.scheduler.set_timesteps($timesteps)
-x = torch.randn(16, $channels, $rows, $columns)
-labels = torch.arange(16) % $num_classes
-with torch.no_grad():
-    for t in pipeline.scheduler.timesteps:
-        output = pipeline.unet(x, t, class_labels=labels).sample
-        x = pipeline.scheduler.step(output, t, x).prev_sample
-images = x.clamp(-1, 1)[..., :$height, :$width]  # -1 and 1 are the ends of the range""")
-
-
-def model_card(
+def write_card(
+    folder: Path,
     image_format: ImageFormat,
     unet: dict[str, Any],
     scheduler: dict[str, Any],
     num_parameters: int,
-    grid: str | None = None,
-) -> str:
-    """The text of README.md.
+    grid: Image.Image | None = None,
+    about: str = "",
+) -> None:
+    """Write README.md, and the picture of samples that it shows.
 
     Args:
-        image_format: What the images are.
-        unet, scheduler: The configurations of both.
-        num_parameters: Of the network.
-        grid: File name of a picture of samples that lies beside it, or None.
+        folder: The model folder.
+        grid: The picture, if there is one.
+        about: Further text in Markdown.
+        image_format, unet, scheduler, num_parameters: As of `model_card`.
     """
-    channels, (height, width) = image_format.channels, image_format.size
-    num_classes = unet["num_class_embeds"]
-    kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
-    names = f" ({', '.join(image_format.labels)})" if image_format.labels else ""
-    rows, columns = padded_size((height, width), 2 ** (len(unet["block_out_channels"]) - 1))
-    crop = f"  # larger than the images: crop each to its first {height} rows and {width} columns"
-    low, high = image_format.value_range
-    facts = {
-        "channels": channels,
-        "height": height,
-        "width": width,
-        "rows": rows,
-        "columns": columns,
-        "crop": crop if (rows, columns) != (height, width) else "",
-        "bits": image_format.bit_depth,
-        "low": f"{low:g}",
-        "high": f"{high:g}",
-        "num_classes": num_classes,
-        "timesteps": scheduler["num_train_timesteps"],
-        # numpy_to_pil knows grey and RGB alone.
-        "array": "" if channels in (1, 3) else ', output_type="np"',
-    }
-    return CARD.substitute(
-        facts,
-        task="image-generation" if num_classes else "unconditional-image-generation",
-        kind=kind,
-        grid=f"\n![Samples]({grid})\n" if grid else "",
-        parameters=f"{num_parameters:,}",
-        classes=f", {num_classes} classes{names}" if num_classes else "",
-        prediction=scheduler["prediction_type"],
-        betas=scheduler["beta_schedule"],
-        label_argument=", class_labels=0" if num_classes else "",
-        diffusers=_diffusers_alone(unet, facts),
-    )
+    if grid is not None:
+        grid.save(folder / GRID_NAME)
+    text = model_card(image_format, unet, scheduler, num_parameters, grid and GRID_NAME)
+    whole = f"{text}\n{about}" if about else text
+    (folder / "README.md").write_text(whole, encoding="utf-8")
 
 
-def _diffusers_alone(unet: dict[str, Any], facts: dict[str, Any]) -> str:
-    lacking = not_in_diffusers(unet)
-    if lacking is not None:
-        return f"It does not open there: {lacking}."
-    lines = (CONDITIONAL if facts["num_classes"] else PLAIN).substitute(facts)
-    return f"```python\n{lines}\n```"
+def upload(folder: Path, repo_id: str, private: bool | None, token: str | None) -> str:
+    """Put a model folder into a repository of the hub, made if there is none; returns its URL.
+
+    Raises:
+        ValueError: If the hub cannot be reached or refuses.
+    """
+    try:
+        url = create_repo(repo_id, private=private, token=token, exist_ok=True)
+        upload_folder(repo_id=url.repo_id, folder_path=folder, token=token)
+    # Its HTTP library has errors of its own, others from version to version.
+    except Exception as error:
+        raise ValueError(f"{repo_id} could not be pushed to the hub: {error}") from error
+    return str(url)

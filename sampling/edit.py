@@ -110,22 +110,29 @@ def main() -> None:
 
 def edited(editor: Editor, settings: Settings, given: Tensor, mask: Tensor | None) -> Tensor:
     """The images that the settings ask for, (N, C, H, W)."""
-    label = settings.class_label
-    labels = None if label is None else [label] * max(len(given), 1)
+    on_the_way = settings.edit in ("interpolate", "variations")
+    number = settings.count if on_the_way else max(len(given), 1)
+    indices = [settings.index] if settings.edit == "progressive" else range(number)
+    condition = editor.pipeline.condition(indices, settings.class_label)
     if settings.edit == "sdedit":
-        return editor.sdedit(given, settings.strength, labels)
+        return editor.sdedit(given, settings.strength, condition=condition)
     if settings.edit == "interpolate":
         weights = np.linspace(0, 1, settings.count).tolist()
-        return editor.interpolate(given[:1], given[1:], settings.level, weights, label)
+        return editor.interpolate(
+            given[:1], given[1:], settings.level, weights, condition=condition
+        )
     if settings.edit == "inpaint":
         assert mask is not None
-        return editor.inpaint(given, mask, settings.repeats, labels)
+        return editor.inpaint(given, mask, settings.repeats, condition=condition)
     if settings.edit == "variations":
-        return editor.variations(settings.index, settings.count, settings.level, label)
+        return editor.variations(
+            settings.index, settings.count, settings.level, condition=condition
+        )
     if settings.edit == "progressive":
-        steps = editor.progressive([settings.index], settings.count, labels)
+        steps = editor.progressive(indices, settings.count, condition=condition)
         return rearrange(steps, "1 steps c h w -> steps c h w")
-    return editor.reconstruct(editor.invert(given, labels), labels)
+    noise = editor.invert(given, condition=condition)
+    return editor.reconstruct(noise, condition=condition)
 
 
 def _made(folder: Path) -> Path:

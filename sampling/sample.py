@@ -88,7 +88,7 @@ def main() -> None:
     pipeline = settings.open(settings.model, settings.compile)
     indices, image_format = settings.chosen(), pipeline.image_format
     labels: dict[int, int | None] = dict.fromkeys(indices)
-    classes = pipeline.class_labels(indices, settings.class_labels)
+    classes = pipeline.condition(indices, settings.class_labels).class_labels
     if classes is not None:
         labels.update(zip(indices, classes.tolist(), strict=True))
     what_matters = identity_of(pipeline) | settings.record()
@@ -126,8 +126,10 @@ def make_images(
     main = torch.distributed.get_rank() == 0 if torch.distributed.is_initialized() else True
     pipeline.set_progress_bar_config(desc="sampling", unit="step", disable=not main)
     folder, classes = Path(settings.output_dir), [c for c in labels.values() if c is not None]
+    indices = list(labels)
+    condition = pipeline.condition(indices, classes or None)
     for batch in pipeline.batches(
-        list(labels), method, settings.seed, settings.batch_size, classes or None
+        indices, method, settings.seed, settings.batch_size, condition=condition
     ):
         try:
             save_images(folder, batch, pipeline.image_format)

@@ -221,7 +221,7 @@ def test_queries_of_a_command_line_become_one_list():
         (["--class_label", 0], "num_class_embeds"),
         (["--model", "two", "--class_label", 3], "class label 3 is not among 0 ... 2"),
         (["--model", "none"], "no attention layer"),
-        (["--model", "nowhere"], "nowhere is no folder here"),
+        (["--model", "nowhere"], "nowhere is not a local folder"),
         (["--querry", "1,1"], "--querry"),
         (["--device", "abacus"], "device='abacus' cannot be used"),
     ],

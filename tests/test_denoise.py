@@ -22,7 +22,7 @@ def best_network(base):
     schedule, kind = NoiseSchedule.from_scheduler(base), prediction(base.config.prediction_type)
     log_sigma = (schedule.s / schedule.a).log()
 
-    def network(x_t, t, class_labels):
+    def network(x_t, t):
         a, s = scales_between(log_sigma, t.double())
         x_0 = best_x_0(x_t.double(), a, s)
         return SimpleNamespace(sample=kind.target(x_0, (x_t - a * x_0) / s, a, s).float())

@@ -5,6 +5,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from ddpm_sa import Pipeline, UNet, record_attention
+from ddpm_sa.condition import Condition
 from ddpm_sa.diffusion.prediction import prediction
 from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.guidance.attention import WithBlurredImage, WithoutAttention, gaussian_blur
@@ -47,15 +48,15 @@ def view_of(pipeline, images=2, t=500):
     classes = pipeline.unet.config.num_class_embeds
     labels = None if classes is None else torch.arange(images) % 2
     a, s = schedule.a[t].float(), schedule.s[t].float()
-    return View(x_t, torch.full((images,), t), labels, a, s)
+    return View(x_t, torch.full((images,), t), Condition(class_labels=labels), a, s)
 
 
 def evaluator(pipeline, calls=None):
     @torch.no_grad()
-    def evaluate(x_t, t, labels):
+    def evaluate(x_t, t, condition):
         if calls is not None:
             calls.append(len(x_t))
-        return pipeline.unet(x_t, t, labels).sample
+        return condition.evaluate(pipeline.unet, x_t, t).sample
 
     return evaluate
 
@@ -101,7 +102,9 @@ def test_classifier_free_guidance_is_the_formula_of_two_calls(kind):
     denoiser = prediction(kind)
     scales = (view.x_t, view.a, view.s)
     conditional = denoiser.eps(evaluate(*view[:3]), *scales)
-    unconditional = denoiser.eps(evaluate(*view[:2], torch.tensor([2, 2])), *scales)
+    unconditional = denoiser.eps(
+        evaluate(*view[:2], Condition(class_labels=torch.tensor([2, 2]))), *scales
+    )
     expected = conditional + 2.5 * (conditional - unconditional)
     torch.testing.assert_close(denoiser.eps(guided, *scales), expected, atol=1e-4, rtol=1e-5)
 
@@ -119,17 +122,19 @@ def test_guided_gaussians_have_the_mean_that_the_closed_form_says():
         mean = m * sign
         return s * (x_t - a * mean) / variance
 
-    def network(x_t, t, labels):
+    def network(x_t, t, class_labels):
         a, s = (schedule.at(table, t, x_t.double()) for table in (schedule.a, schedule.s))
         each = torch.stack([eps_of(x_t.double(), a, s, label) for label in range(3)])
-        chosen = labels.reshape(1, -1, 1, 1, 1).expand(1, *x_t.shape)
+        chosen = class_labels.reshape(1, -1, 1, 1, 1).expand(1, *x_t.shape)
         return UNetLike(each.gather(0, chosen)[0].float())
 
     guide = Guidance(weaker=WithoutLabel(2), scale=w)
     x_T = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 0, 1])
     made = Method(steps=20).make_scheduler(base)
-    for step in denoise(network, made, x_T, torch.empty, labels, guide=guide):
+    for step in denoise(
+        network, made, x_T, torch.empty, condition=Condition(class_labels=labels), guide=guide
+    ):
         t = step.t.reshape(1)
         a, s = (schedule.at(table, t, x_T.double()) for table in (schedule.a, schedule.s))
         x_t = step.x_t.double()
@@ -217,9 +222,9 @@ def test_sag_blurs_where_the_middle_attends_and_keeps_the_noise():
     view, seen = view_of(pipeline, images=1), []
     inner = evaluator(pipeline)
 
-    def evaluate(x_t, t, labels):
+    def evaluate(x_t, t, condition):
         seen.append(x_t)
-        return inner(x_t, t, labels)
+        return inner(x_t, t, condition)
 
     kind = prediction("v_prediction")
     with record_attention(pipeline.unet, ["mid_block.attentions.0"]) as maps:
@@ -258,12 +263,14 @@ def test_guidance_goes_with_every_scheduler(kind, name):
 
 
 def test_classes_cycle_over_those_with_names():
-    assert make().class_labels(range(4), None).tolist() == [0, 1, 0, 1]
+    assert make().condition(range(4)).class_labels.tolist() == [0, 1, 0, 1]
 
 
 def test_a_learned_variance_is_that_of_the_strong_evaluation():
-    def evaluate(x_t, t, labels):
-        return torch.cat([x_t, labels.reshape(-1, 1, 1, 1) + torch.zeros_like(x_t)], dim=1)
+    def evaluate(x_t, t, condition):
+        return torch.cat(
+            [x_t, condition.class_labels.reshape(-1, 1, 1, 1) + torch.zeros_like(x_t)], dim=1
+        )
 
     pipeline = make()
     out = Guidance(weaker=WithoutLabel(2), scale=3.0)(evaluate, view_of(pipeline))

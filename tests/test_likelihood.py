@@ -25,7 +25,7 @@ def assert_near(ours: Tensor, theirs: Tensor, tolerance: float = 5e-5) -> None:
 def fake(learned: bool):
     """The function of x_t and t that the fixtures were made with."""
 
-    def network(x_t: Tensor, t: Tensor, class_labels: Tensor | None) -> SimpleNamespace:
+    def network(x_t: Tensor, t: Tensor) -> SimpleNamespace:
         time = t.float().reshape(-1, 1, 1, 1)
         F = 0.3 * x_t + 0.1 * time.sin()
         values = (0.7 * x_t).tanh() + 0.2 * time.cos()
@@ -79,7 +79,7 @@ def best_network(schedule: NoiseSchedule, predicts: Prediction, learned: bool):
     low = schedule.posterior_log_variance_clipped
     values = 2 * (log_best - low) / (schedule.betas.log() - low) - 1
 
-    def network(x_t: Tensor, t: Tensor, class_labels: Tensor | None) -> SimpleNamespace:
+    def network(x_t: Tensor, t: Tensor) -> SimpleNamespace:
         a, s = schedule.at(schedule.a, t, x_t), schedule.at(schedule.s, t, x_t)
         x_0 = a * SPREAD**2 / (a**2 * SPREAD**2 + s**2) * x_t
         F = predicts.target(x_0, (x_t - a * x_0) / s, a, s)

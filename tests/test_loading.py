@@ -170,7 +170,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (shutil.rmtree(folder), folder.mkdir()),
         r"holds no network: there is no config\.json in it or in its unet/",
     ),
-    "missing folder": (shutil.rmtree, r"is no folder here, and no network on the hub"),
+    "missing folder": (shutil.rmtree, "is not a local folder, and no network was found"),
 }
 
 

@@ -184,8 +184,8 @@ def test_batch_holds_the_images_noise_and_labels_of_its_draw():
         pixels = PIXELS[index, :, ::-1] if flip else PIXELS[index]
         expected = torch.tensor(pixels[:, :, 0].astype(np.float32) / 127.5 - 1)
         torch.testing.assert_close(micro.x_0[row, 0], expected)
-        assert micro.class_labels is not None
-        assert micro.class_labels[row] == (10 if drop else index)
+        assert micro.condition.class_labels is not None
+        assert micro.condition.class_labels[row] == (10 if drop else index)
     assert mine.drops.any()
     assert not mine.drops.all()
     assert micro.eps.equal(draws(4).noise((1, 4, 4))[4:8])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from ddpm_sa.condition import Condition
 from ddpm_sa.diffusion.loss import denoising_loss, timestep_weights
 from ddpm_sa.diffusion.prediction import PREDICTIONS, prediction
 from ddpm_sa.diffusion.schedule import NoiseSchedule
@@ -22,7 +23,7 @@ def test_loss_is_that_of_the_papers_code() -> None:
     original = Fixture("ddpm_tf_diffusion")
     x_0, eps, t = original.image("in/x_start"), original.image("in/noise"), original["in/t"].long()
 
-    def network(x_t: Tensor, t: Tensor, class_labels: None) -> SimpleNamespace:
+    def network(x_t: Tensor, t: Tensor) -> SimpleNamespace:
         return SimpleNamespace(sample=0.3 * x_t + 0.1 * torch.sin(t.float()).reshape(-1, 1, 1, 1))
 
     loss = denoising_loss(network, SCHEDULE, prediction("epsilon"), x_0, eps, t)
@@ -40,7 +41,7 @@ def test_best_network_on_gaussian_data_has_the_loss_that_theory_gives(name: str)
     p, q = row.row(a, s)
     variance = a**2 * v + s**2
 
-    def best(x_t: Tensor, t: Tensor, class_labels: None) -> SimpleNamespace:
+    def best(x_t: Tensor, t: Tensor) -> SimpleNamespace:
         return SimpleNamespace(sample=(p * a * v + q * s) / variance * x_t)
 
     loss = denoising_loss(best, SCHEDULE, row, x_0, eps, t)
@@ -56,7 +57,7 @@ def test_half_precision_is_left_before_noise_and_error_are_computed(name: str) -
     x_0, eps = x_0.bfloat16(), eps.bfloat16()
     row = prediction(name)
 
-    def knows(x_t: Tensor, t: Tensor, class_labels: None) -> SimpleNamespace:
+    def knows(x_t: Tensor, t: Tensor) -> SimpleNamespace:
         assert x_t.dtype == torch.float32
         assert (x_t != x_0.float()).any(dim=(1, 2, 3)).all()
         a, s = (SCHEDULE.at(table, t, x_t) for table in (SCHEDULE.a, SCHEDULE.s))
@@ -72,7 +73,7 @@ def test_each_image_has_its_own_loss_and_weight() -> None:
     x_0, eps, t = normal(3, 2, 4, 4), normal(3, 2, 4, 4, seed=1), torch.tensor([1, 20, 300])
     weights = torch.arange(1000, dtype=torch.float64)
 
-    def silent(x_t: Tensor, t: Tensor, class_labels: None) -> SimpleNamespace:
+    def silent(x_t: Tensor, t: Tensor) -> SimpleNamespace:
         return SimpleNamespace(sample=torch.zeros_like(x_t))
 
     loss = denoising_loss(silent, SCHEDULE, prediction("epsilon"), x_0, eps, t)
@@ -90,7 +91,15 @@ def test_labels_reach_the_network() -> None:
 
     x_0 = normal(2, 1, 4, 4)
     t = torch.tensor([4, 5])
-    denoising_loss(network, SCHEDULE, prediction("epsilon"), x_0, x_0, t, class_labels=labels)
+    denoising_loss(
+        network,
+        SCHEDULE,
+        prediction("epsilon"),
+        x_0,
+        x_0,
+        t,
+        condition=Condition(class_labels=labels),
+    )
     assert seen == [labels]
 
 

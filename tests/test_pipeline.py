@@ -140,7 +140,7 @@ def test_calls_that_cannot_be_are_refused_in_words(config, arguments, message):
         make(**config)(**arguments)
 
 
-def test_diffusers_call_names_work_or_are_refused_in_words():
+def test_diffusers_call_names_work():
     pipeline, steps = make(), []
 
     def see(ours, number, t, tensors):
@@ -151,8 +151,6 @@ def test_diffusers_call_names_work_or_are_refused_in_words():
     named = tensors(pipeline, num_inference_steps=3, callback_on_step_end=see)
     assert torch.equal(named, tensors(pipeline, steps=3))
     assert steps == [(0, 666), (1, 333), (2, 0)]
-    with pytest.raises(ValueError, match="seed=generator"):
-        pipeline(generator=torch.Generator())
 
 
 def test_a_callbacks_latents_take_the_place_of_the_state():
@@ -321,7 +319,7 @@ def break_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (shutil.rmtree, "no folder here"),
+        (shutil.rmtree, "is not a local folder"),
         (lambda folder: shutil.rmtree(folder / "unet"), r"unet/config\.json nor config\.json"),
         (lambda folder: shutil.rmtree(folder / "scheduler"), r"scheduler_config\.json"),
         (

@@ -33,7 +33,7 @@ def assert_close_to_largest(ours: Tensor, theirs: Tensor) -> None:
 def stand_in(a: float, b: float):
     """The function of x_t and t that the original's numbers were made with."""
 
-    def network(x_t: Tensor, t: Tensor, class_labels: None) -> SimpleNamespace:
+    def network(x_t: Tensor, t: Tensor) -> SimpleNamespace:
         time = t.float().reshape(-1, 1, 1, 1)
         F = a * x_t + b * time.sin()
         return SimpleNamespace(sample=torch.cat([F, (0.7 * x_t).tanh() + 0.2 * time.cos()], 1))
@@ -108,7 +108,7 @@ def test_ddpm_steps_have_the_learned_variance(steps: int) -> None:
     scheduler = make_scheduler("ddpm", base, steps)
     for step in denoise(network, scheduler, noise[-1], noise.__getitem__):
         t = step.t.expand(2)
-        values = network(step.x_t, t, None).sample[:, 1:]
+        values = network(step.x_t, t).sample[:, 1:]
         mean = schedule.posterior_mean(step.x_0.clamp(-1, 1), step.x_t, t)
         deviation = (0.5 * learned_log_variance(schedule, values, t)).exp()
         expected = mean + deviation * noise[step.number] if step.t else mean
@@ -130,7 +130,7 @@ def test_only_the_variance_learns_from_the_bound() -> None:
     t = torch.tensor([0, 1, 500, 999])
     output = torch.full((4, 2, 4, 4), 0.1, requires_grad=True)
 
-    def network(x_t: Tensor, t: Tensor, class_labels: None) -> SimpleNamespace:
+    def network(x_t: Tensor, t: Tensor) -> SimpleNamespace:
         return SimpleNamespace(sample=output)
 
     arguments = (network, COSINE, prediction("v_prediction"), x_0, eps, t)

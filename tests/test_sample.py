@@ -175,7 +175,7 @@ def test_classes_are_given_by_one_number_or_a_list(models, sample, tmp_path):
         (["--guidance.kind", "pag", "--compile", "true"], "the network is compiled"),
         (["--weights", "raw"], "keep_raw"),
         (["--model", "."], "no model folder"),
-        (["--model", "no/such/folder"], "no/such/folder is no folder here"),
+        (["--model", "no/such/folder"], "no/such/folder is not a local folder"),
     ],
 )
 def test_mistakes_end_in_one_line_and_leave_nothing(

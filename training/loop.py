@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ddpm_sa.condition import Condition
 from ddpm_sa.data.dataset import Images, prefetched
 from training.config import OptimConfig, TrainConfig
 from training.distributed.fsdp import whole
@@ -32,22 +33,22 @@ class MicroBatch:
         x_0: Clean images, (B, C, H, W), float32, in [-1, 1].
         eps: Noise, same shape.
         t: Timesteps, (B,), int64, on the CPU, where the schedule's tables are.
-        class_labels: (B,), int64, or None.
+        condition: What else the network is told.
     """
 
     x_0: Tensor
     eps: Tensor
     t: Tensor
-    class_labels: Tensor | None
+    condition: Condition
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The images, noise and labels on a device, in the order that suits it."""
+        """Everything but t on a device, in the memory format that suits it."""
         order = memory_format(device)
         return MicroBatch(
             self.x_0.to(device).contiguous(memory_format=order),
             self.eps.to(device).contiguous(memory_format=order),
             self.t,
-            None if self.class_labels is None else self.class_labels.to(device),
+            self.condition.to(device),
         )
 
 
@@ -86,14 +87,10 @@ class Progress:
 
 
 def micro_batch(images: Images, draw: Draw) -> MicroBatch:
-    """The images of a draw, with its noise and labels."""
+    """The images of a draw, with its noise and condition."""
     x_0 = images.tensors(draw.indices, draw.flips)
-    labels = None
-    if images.classes is not None:
-        # The class after the last stands for "no label".
-        labels = torch.from_numpy(images.labels_of(draw.indices))
-        labels = labels.masked_fill(torch.from_numpy(draw.drops), len(images.classes))
-    return MicroBatch(x_0, draw.noise(x_0.shape[1:]), torch.from_numpy(draw.t), labels)
+    condition = images.condition(draw.indices, draw.drops)
+    return MicroBatch(x_0, draw.noise(x_0.shape[1:]), torch.from_numpy(draw.t), condition)
 
 
 def make_batches(

@@ -81,10 +81,10 @@ def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig, image_format: I
             batch.x_0,
             batch.eps,
             batch.t,
-            batch.class_labels,
-            weights,
-            config.learned_variance,
-            levels,
+            condition=batch.condition,
+            weights=weights,
+            learned_variance=config.learned_variance,
+            levels=levels,
         )
 
     return loss_of

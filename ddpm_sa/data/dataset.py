@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_sa.condition import NO_CONDITION, Condition
 from ddpm_sa.data.stream import Stream
 from ddpm_sa.image_format import ImageFormat, to_tensor
 
@@ -65,6 +66,20 @@ class Images:
             return self.stream.labels(indices)
         assert self.labels is not None
         return self.labels[indices]
+
+    def condition(self, indices: np.ndarray, dropped: np.ndarray | None = None) -> Condition:
+        """What a network is told of images that were just read, (B,) int64; empty without labels.
+
+        Args:
+            indices: Which images.
+            dropped: Whose label is left out, (B,) bool: they get the class after the last.
+        """
+        if self.classes is None:
+            return NO_CONDITION
+        labels = torch.from_numpy(self.labels_of(indices))
+        if dropped is not None:
+            labels = labels.masked_fill(torch.from_numpy(dropped), len(self.classes))
+        return Condition(class_labels=labels)
 
     def batch(self, indices: np.ndarray, flips: np.ndarray) -> np.ndarray:
         """Images (B, H, W, C), mirrored left to right where flips, (B,) bool, says so."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm_sa.condition import NO_CONDITION, Condition
 from ddpm_sa.diffusion.prediction import Prediction
 from ddpm_sa.diffusion.schedule import NoiseSchedule, VarianceType
 
@@ -156,26 +157,27 @@ class Bound:
 
 
 def variational_bound(
-    network: Callable[[Tensor, Tensor, Tensor | None], Any],
+    network: Callable[..., Any],
     schedule: NoiseSchedule,
     prediction: Prediction,
     variance_type: str,
     x_0: Tensor,
     noise_at: Callable[[int], Tensor],
-    class_labels: Tensor | None = None,
+    *,
+    condition: Condition = NO_CONDITION,
     clip: bool = True,
     levels: int = 256,
 ) -> Bound:
     """Every term of the bound of some images, one draw of noise for each.
 
     Args:
-        network: (x_t, t, class_labels) -> an object whose `.sample` is F, (B, C, H, W), or with
-            a learned variance F and what `learned_log_variance` takes, (B, 2 C, H, W).
+        network: Called as UNet is; the `.sample` of its output is F, (B, C, H, W), or with a
+            learned variance F and what `learned_log_variance` takes, (B, 2 C, H, W).
         schedule, prediction: What x_t and F are.
         variance_type: Of the reverse steps, as diffusers' DDPMScheduler names it.
         x_0: (B, C, H, W), float32, in [-1, 1], each pixel one of `levels` values.
         noise_at: t -> standard normal noise for x_t, as x_0.
-        class_labels: (B,), int64, for a class-conditional network.
+        condition: What else the network is told.
         clip: Take predicted images within [-1, 1], as sampling does.
         levels: How many values a pixel can have.
 
@@ -191,7 +193,7 @@ def variational_bound(
     for moment in range(len(schedule)):
         t = torch.full((len(x_0),), moment, device=x_0.device)
         x_t = schedule.add_noise(x_0, noise_at(moment), t)
-        output = network(x_t, t, class_labels).sample.to(x_t.dtype)
+        output = condition.evaluate(network, x_t, t).sample.to(x_t.dtype)
         a, s = schedule.at(schedule.a, t, x_t), schedule.at(schedule.s, t, x_t)
         guess = prediction.x_0(output[:, :channels], x_t, a, s)
         guess = guess.clamp(-1, 1) if clip else guess

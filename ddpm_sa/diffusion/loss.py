@@ -1,4 +1,4 @@
-"""From a batch of images to one loss an image."""
+"""The training loss of each image, and its weight at each timestep."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ddpm_sa.condition import NO_CONDITION, Condition
 from ddpm_sa.diffusion.likelihood import learned_log_variance, variational_term
 from ddpm_sa.diffusion.prediction import Prediction
 from ddpm_sa.diffusion.schedule import NoiseSchedule
@@ -17,13 +18,14 @@ DEFAULT_GAMMA = {"min_snr": 5.0, "p2": 1.0}
 
 
 def denoising_loss(
-    network: Callable[[Tensor, Tensor, Tensor | None], Any],
+    network: Callable[..., Any],
     schedule: NoiseSchedule,
     prediction: Prediction,
     x_0: Tensor,
     eps: Tensor,
     t: Tensor,
-    class_labels: Tensor | None = None,
+    *,
+    condition: Condition = NO_CONDITION,
     weights: Tensor | None = None,
     learned_variance: bool = False,
     levels: int = 256,
@@ -36,13 +38,13 @@ def denoising_loss(
     Noise is added, and the error taken, in float32 whatever precision the network runs in.
 
     Args:
-        network: (x_t, t, class_labels) -> an object whose `.sample` is F, (B, C, H, W), or with a
+        network: Called as UNet is; the `.sample` of its output is F, (B, C, H, W), or with a
             learned variance F and what `learned_log_variance` takes, (B, 2 C, H, W).
         schedule, prediction: What x_t and F are.
         x_0: Clean images, (B, C, H, W), float32, in [-1, 1].
         eps: Standard normal noise, same shape.
         t: Timesteps, (B,), int64.
-        class_labels: (B,), int64, for a class-conditional network.
+        condition: What else the network is told.
         weights: Weight of each timestep, (T,), as from `timestep_weights`; None is all ones.
         learned_variance: Whether the network gives the variance of the reverse step too.
         levels: How many values a pixel can have, which matters to a learned variance alone.
@@ -52,7 +54,7 @@ def denoising_loss(
     """
     x_t = schedule.add_noise(x_0, eps, t)
     a, s = schedule.at(schedule.a, t, x_t), schedule.at(schedule.s, t, x_t)
-    output = network(x_t, t, class_labels).sample.to(x_t.dtype)
+    output = condition.evaluate(network, x_t, t).sample.to(x_t.dtype)
     F = output[:, : x_0.shape[1]]
     loss = (F - prediction.target(x_0, eps, a, s)).square().mean(dim=(1, 2, 3))
     if weights is not None:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_sa.model import STEP_NOISE, Model, evaluating
+from ddpm_sa.condition import Condition
+from ddpm_sa.pipeline import STEP_NOISE, Pipeline, evaluating
 from ddpm_sa.samplers.denoise import Method, scales
 
 
@@ -33,7 +34,7 @@ class Edits:
         seed: Of all noise.
     """
 
-    pipeline: Model
+    pipeline: Pipeline
     method: Method
     seed: int = 0
 
@@ -45,11 +46,11 @@ class Edits:
     def noise(self, purpose: str, indices: Sequence[int], step: int = 0) -> Tensor:
         return self.pipeline.noise(purpose, seed=self.seed, indices=indices, step=step)
 
-    def evaluated(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def evaluated(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """F of a batch, without guidance."""
         unet = self.pipeline.unet
         times = t.to(x_t.device).expand(len(x_t))
-        output = unet(x_t.to(unet.dtype), times, labels).sample.float()
+        output = condition.evaluate(unet, x_t.to(unet.dtype), times).sample.float()
         return output[:, : x_t.shape[1]]
 
     def start(self, level: float) -> Start:
@@ -93,33 +94,34 @@ class Edits:
         free[:height, :width] = unknown.bool()
         return free.to(self.pipeline.device)
 
-    def labels(self, count: int, class_labels: Sequence[int] | None) -> Tensor | None:
-        labels = self.pipeline.class_labels(range(count), class_labels)
-        return None if labels is None else labels.to(self.pipeline.device)
+    def condition_of(self, count: int, condition: Condition | None) -> Condition:
+        """What was given, or what the pipeline tells the first images; on the network's device."""
+        condition = condition or self.pipeline.condition(range(count))
+        return condition.to(self.pipeline.device)
 
     def denoised_from(
         self,
         x_t: Tensor,
         start: Start,
-        class_labels: Sequence[int] | None,
+        condition: Condition | None,
         noise_of: Sequence[int] | None = None,
     ) -> Tensor:
         """The images that x_t at a start leads to."""
         who = range(len(x_t)) if noise_of is None else noise_of
         noise = partial(self.noise, STEP_NOISE, who)
-        return self.denoised(x_t, noise, class_labels, start.number)
+        return self.denoised(x_t, noise, condition, start.number)
 
     def denoised(
         self,
         x: Tensor,
         noise: Callable[[int], Tensor],
-        class_labels: Sequence[int] | None,
+        condition: Condition | None,
         start: int = 0,
     ) -> Tensor:
         """The images that x_t, or noise, leads to."""
-        labels = self.labels(len(x), class_labels)
+        condition = self.condition_of(len(x), condition)
         with evaluating(self.pipeline.unet):
-            (step,) = deque(self.pipeline.walk(x, noise, self.method, labels, start), maxlen=1)
+            (step,) = deque(self.pipeline.walk(x, noise, self.method, condition, start), maxlen=1)
         return self.cropped(step.x_next)
 
     def cropped(self, x: Tensor) -> Tensor:
@@ -129,7 +131,7 @@ class Edits:
             raise ValueError(f"{self.method} gave values that are not finite; use more steps")
         return x[..., :height, :width].clamp(-1, 1).cpu()
 
-    def one_step(self, x: Tensor, number: int, moment: int, labels: Tensor | None) -> Tensor:
+    def one_step(self, x: Tensor, number: int, moment: int, condition: Condition) -> Tensor:
         """The state after one step from a timestep of the method."""
         noise = self.noise(STEP_NOISE, range(len(x)), moment)
-        return next(self.pipeline.walk(x, lambda _: noise, self.method, labels, number)).x_next
+        return next(self.pipeline.walk(x, lambda _: noise, self.method, condition, number)).x_next

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ddpm_sa.condition import Condition
 from ddpm_sa.editing.base import Edits
-from ddpm_sa.model import INITIAL_NOISE, STEP_NOISE, evaluating
+from ddpm_sa.pipeline import INITIAL_NOISE, STEP_NOISE, evaluating
 from ddpm_sa.samplers.denoise import Method, rehearse, scales
 
 LEVEL_NOISE = "editing: noise of a level"
@@ -25,14 +26,14 @@ class Editor(Edits):
     """Its arguments are those of `Edits`."""
 
     def sdedit(
-        self, images: Tensor, strength: float, class_labels: Sequence[int] | None = None
+        self, images: Tensor, strength: float, *, condition: Condition | None = None
     ) -> Tensor:
         """Noise images to the level strength · T and denoise them (Meng et al. 2022).
 
         Args:
             images: Such as coarse sketches.
             strength: From 0, which returns the images, to 1, which keeps next to nothing.
-            class_labels: One each, for a class-conditional network.
+            condition: As `Pipeline.condition` makes it for that many images.
 
         Raises:
             ValueError: If the strength or the images' shape is out of range.
@@ -44,7 +45,7 @@ class Editor(Edits):
             return images
         start = self.start(round(strength * (self.timesteps - 1)))
         x_t = start.a * x_0 + start.s * self.noise(LEVEL_NOISE, range(len(x_0)))
-        return self.denoised_from(x_t, start, class_labels)
+        return self.denoised_from(x_t, start, condition)
 
     def interpolate(
         self,
@@ -52,7 +53,8 @@ class Editor(Edits):
         other: Tensor,
         level: int,
         weights: Sequence[float],
-        class_label: int | None = None,
+        *,
+        condition: Condition | None = None,
     ) -> Tensor:
         """Mix two images at a level: (1 - w) x_t + w x_t' (Ho et al. 2020, figure 8).
 
@@ -70,12 +72,11 @@ class Editor(Edits):
         pair = torch.cat([self.checked(one), self.checked(other)])
         pair = start.a * pair + start.s * self.noise(LEVEL_NOISE, range(2))
         w = torch.tensor(list(weights)).reshape(-1, 1, 1, 1).to(pair)
-        labels = None if class_label is None else [class_label] * len(w)
         x_t = (1 - w) * pair[:1] + w * pair[1:]
-        return self.denoised_from(x_t, start, labels, noise_of=[0] * len(w))
+        return self.denoised_from(x_t, start, condition, noise_of=[0] * len(w))
 
     def variations(
-        self, index: int, count: int, level: int, class_label: int | None = None
+        self, index: int, count: int, level: int, *, condition: Condition | None = None
     ) -> Tensor:
         """Images that share the latent x_t of image `index`, and part there (figure 7).
 
@@ -100,23 +101,21 @@ class Editor(Edits):
             return self.noise(VARIATION_NOISE, range(count), number)
 
         x_T = self.noise(INITIAL_NOISE, [index] * count)
-        labels = None if class_label is None else [class_label] * count
-        return self.denoised(x_T, noise, labels)
+        return self.denoised(x_T, noise, condition)
 
     def progressive(
-        self, indices: Sequence[int], count: int, class_labels: Sequence[int] | None = None
+        self, indices: Sequence[int], count: int, *, condition: Condition | None = None
     ) -> Tensor:
         """The image as it is predicted on the way, from first to last (figure 6).
 
         Returns:
             (len(indices), count, C, H, W); fewer than count if there are fewer steps.
         """
-        labels = self.pipeline.class_labels(indices, class_labels)
         steps = rehearse(self.method, self.pipeline.scheduler).steps
         wanted = {round(i * (steps - 1) / max(count - 1, 1)) for i in range(count)}
         kept, x = [], torch.empty(0)
         with evaluating(self.pipeline.unet):
-            for step in self.pipeline.denoise(indices, self.method, self.seed, labels):
+            for step in self.pipeline.denoise(indices, self.method, self.seed, condition=condition):
                 if step.number in wanted:
                     kept.append(self.cropped(step.x_0))
                 x = step.x_next
@@ -128,7 +127,8 @@ class Editor(Edits):
         images: Tensor,
         unknown: Tensor,
         repeats: int = 10,
-        class_labels: Sequence[int] | None = None,
+        *,
+        condition: Condition | None = None,
     ) -> Tensor:
         """Make the unknown pixels anew, and keep the others exactly (Lugmayr et al. 2022).
 
@@ -157,7 +157,7 @@ class Editor(Edits):
         levels = [scales(made, number, t) for number, t in enumerate(made.timesteps)]
         levels.append((torch.ones(()), torch.zeros(())))
         who, x = range(len(x_0)), self.noise(INITIAL_NOISE, range(len(x_0)))
-        labels = self.labels(len(x_0), class_labels)
+        condition = self.condition_of(len(x_0), condition)
         with evaluating(self.pipeline.unet):
             for number in range(len(made.timesteps)):
                 (a, _), (a_next, s_next) = levels[number], levels[number + 1]
@@ -167,12 +167,12 @@ class Editor(Edits):
                         kept = a / a_next
                         back = self.noise(AGAIN_NOISE, who, moment)
                         x = kept * x + (1 - kept**2).sqrt() * back
-                    x = self.one_step(x, number, moment, labels)
+                    x = self.one_step(x, number, moment, condition)
                     known = a_next * x_0 + s_next * self.noise(KNOWN_NOISE, who, moment)
                     x = torch.where(free, x, known)
         return torch.where(free, x, x_0)[..., : images.shape[-2], : images.shape[-1]].cpu()
 
-    def invert(self, images: Tensor, class_labels: Sequence[int] | None = None) -> Tensor:
+    def invert(self, images: Tensor, *, condition: Condition | None = None) -> Tensor:
         """The noise x_T from which deterministic DDIM makes these images, nearly.
 
         DDIM's equation solved the other way (Song et al. 2021, section 4.3), eps being taken at the
@@ -182,7 +182,7 @@ class Editor(Edits):
             x_T, of the size that the network sees.
         """
         x, pipeline = self.checked(images), self.pipeline
-        labels = self.labels(len(x), class_labels)
+        condition = self.condition_of(len(x), condition)
         made = self._ddim().make_scheduler(pipeline.scheduler)
         denoiser, a, s = pipeline.prediction, torch.ones(()), torch.zeros(())
         eps = None
@@ -190,16 +190,16 @@ class Editor(Edits):
             for number, t in reversed(list(enumerate(made.timesteps))):
                 a_t, s_t = scales(made, number, t)
                 if eps is None:  # no eps belongs to a clean image: that of the lowest level
-                    eps = denoiser.eps(self.evaluated(x, t, labels), x, a_t, s_t)
+                    eps = denoiser.eps(self.evaluated(x, t, condition), x, a_t, s_t)
                 x = a_t * (x - s * eps) / a + s_t * eps
                 a, s = a_t, s_t
-                eps = denoiser.eps(self.evaluated(x, t, labels), x, a, s)
+                eps = denoiser.eps(self.evaluated(x, t, condition), x, a, s)
         return x
 
-    def reconstruct(self, x_T: Tensor, class_labels: Sequence[int] | None = None) -> Tensor:
+    def reconstruct(self, x_T: Tensor, *, condition: Condition | None = None) -> Tensor:
         """The images that deterministic DDIM makes of `invert`'s noise."""
         editor = dataclasses.replace(self, method=self._ddim())
-        return editor.denoised(x_T, lambda _: torch.empty(0), class_labels)
+        return editor.denoised(x_T, lambda _: torch.empty(0), condition)
 
     def _ddim(self) -> Method:
         options = {"clip_sample": False, "timestep_spacing": "leading"}

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
+from ddpm_sa.condition import concatenate
 from ddpm_sa.diffusion.prediction import Prediction
 from ddpm_sa.guidance.base import halves, twice
 from ddpm_sa.models.attention import Attend
@@ -48,9 +49,9 @@ class WithOtherAttention:
             name: _InSecondHalf(layer.module.attend, self.other(layer.module.attend))
             for name, layer in self.layers.items()
         }
-        labels = None if view.class_labels is None else view.class_labels.repeat(2)
+        condition = concatenate([view.condition, view.condition])
         with slots_holding(self.layers, attends):
-            return halves(evaluate(*twice(view), labels))
+            return halves(evaluate(*twice(view), condition))
 
 
 class WithoutAttention(WithOtherAttention):
@@ -120,12 +121,12 @@ class WithBlurredImage:
     def __call__(self, evaluate: Evaluate, view: View) -> tuple[Tensor, Tensor]:
         watch = _Watch(self.layers[self.name].module.attend)
         with slots_holding(self.layers, {self.name: watch}):
-            strong = evaluate(view.x_t, view.t, view.class_labels)
+            strong = evaluate(view.x_t, view.t, view.condition)
         out = strong[:, : view.x_t.shape[1]]
         x_0 = self.prediction.x_0(out, view.x_t, view.a, view.s)
         received = F.interpolate(watch.received, x_0.shape[-2:])
         change = (received > 1) * (gaussian_blur(x_0, self.sigma) - x_0)
-        return strong, evaluate(view.x_t + view.a * change, view.t, view.class_labels)
+        return strong, evaluate(view.x_t + view.a * change, view.t, view.condition)
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:

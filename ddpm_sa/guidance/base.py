@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ddpm_sa.condition import concatenate
 from ddpm_sa.samplers.denoise import Evaluate, Network, View
 
 
@@ -56,7 +57,7 @@ class Guidance:
 
     def __call__(self, evaluate: Evaluate, view: View) -> Tensor:
         if not self.active(float(view.t[0])):
-            return evaluate(view.x_t, view.t, view.class_labels)
+            return evaluate(view.x_t, view.t, view.condition)
         strong, weak = self.weaker(evaluate, view)
         channels = view.x_t.shape[1]
         guided = strong[:, :channels] + self.scale * (strong - weak)[:, :channels]
@@ -83,9 +84,10 @@ class WithoutLabel:
     null_class: int
 
     def __call__(self, evaluate: Evaluate, view: View) -> tuple[Tensor, Tensor]:
-        assert view.class_labels is not None
-        labels = torch.cat([view.class_labels, torch.full_like(view.class_labels, self.null_class)])
-        return halves(evaluate(*twice(view), labels))
+        labels = view.condition.class_labels
+        assert labels is not None
+        unlabelled = view.condition.replace(class_labels=torch.full_like(labels, self.null_class))
+        return halves(evaluate(*twice(view), concatenate([view.condition, unlabelled])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ class WithWeakerNetwork:
 
     def __call__(self, evaluate: Evaluate, view: View) -> tuple[Tensor, Tensor]:
         strong = evaluate(*view[:3])
-        weak = self.network(view.x_t.to(self.dtype), view.t, view.class_labels)
+        weak = view.condition.evaluate(self.network, view.x_t.to(self.dtype), view.t)
         return strong, weak.sample.float()
 
 

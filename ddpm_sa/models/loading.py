@@ -123,7 +123,10 @@ class UNetFiles(ModelMixin, ConfigMixin):
                 f"{folder} holds no network: there is no config.json in it"
                 + (f" or in its {subfolder}/" if subfolder else "")
             )
-        raise ValueError(f"{folder_or_repo} is no folder here, and no network on the hub: {reason}")
+        raise ValueError(
+            f"{folder_or_repo} is not a local folder, and no network was found on the Hugging "
+            f"Face Hub: {reason}"
+        )
 
     def to_diffusers(self) -> UNet2DModel:
         """A UNet2DModel that shares this network's tensors.

@@ -13,22 +13,23 @@ from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ddpm_sa.condition import NO_CONDITION, Condition
 from ddpm_sa.diffusion.prediction import prediction
 from ddpm_sa.samplers.schedulers import Options, make_scheduler
 
-Network = Callable[[Tensor, Tensor, Tensor | None], Any]
-"""(x_t, t, class_labels) -> an object whose `.sample` is F, as UNet and UNet2DModel are called."""
+Network = Callable[..., Any]
+"""Called as UNet and UNet2DModel are; the `.sample` of its output is F."""
 
-Evaluate = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x_t, t, class_labels) -> the network's output, in float32; see `denoise`."""
+Evaluate = Callable[[Tensor, Tensor, Condition], Tensor]
+"""(x_t, t, condition) -> the network's output, in float32; see `denoise`."""
 
 
 MOST_ERROR = 160.0
-"""Where the network's error is more times as large in x_0, x_0 is taken from within [-1, 1].
+"""The predicted x_0 is clamped to [-1, 1] where it amplifies an error of F by more than this.
 
-157 is what the paper's linear schedule ends with, for eps; a cosine schedule ends with 20,000, and
-the few timesteps there would make noise of what a fast solver does next. DDPM, DDIM and Heun
-clip as they are told.
+The paper's linear schedule ends with a factor of 157 for eps, a cosine schedule with 20,000: at its
+last few timesteps a fast solver would take its next step from noise. DDPM, DDIM and Heun have a
+clamp of their own, and follow their settings alone.
 """
 
 
@@ -38,13 +39,13 @@ class View(NamedTuple):
     Attributes:
         x_t: a x_0 + s eps, (B, C, H, W), float32.
         t: Timesteps, (B,).
-        class_labels: (B,), int64, or None.
+        condition: What else it is told.
         a, s: Signal and noise scale, scalars.
     """
 
     x_t: Tensor
     t: Tensor
-    class_labels: Tensor | None
+    condition: Condition
     a: Tensor
     s: Tensor
 
@@ -81,9 +82,9 @@ def denoise(
     scheduler: Any,
     x_T: Tensor,
     noise_of_step: Callable[[int], Tensor],
-    class_labels: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     *,
+    condition: Condition = NO_CONDITION,
     predicts: str | None = None,
     guide: Guide | None = None,
     start: int = 0,
@@ -99,7 +100,8 @@ def denoise(
         scheduler: From `make_scheduler`, for this batch alone.
         x_T: Standard normal noise, (B, C, H, W), float32; with a start, the x_t to begin with.
         noise_of_step: Index of a step -> the noise that it adds if it adds any, like x_T.
-        class_labels: (B,), int64, for a class-conditional network.
+        dtype: In which the network computes.
+        condition: What the network is told besides x_t and t, on its device.
         predicts: What F is, if the scheduler's own prediction type is another.
         guide: Evaluates the network in the place of one plain evaluation.
         start: The first of the scheduler's timesteps to visit.
@@ -109,14 +111,14 @@ def denoise(
     learned_variance = scheduler.config.get("variance_type") == "learned_range"
     channels, clips_itself = x_T.shape[1], "clip_sample" in scheduler.config
 
-    def evaluate(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        return network(x_t.to(dtype), t, labels).sample.float()
+    def evaluate(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return condition.evaluate(network, x_t.to(dtype), t).sample.float()
 
     x = x_T * _begin(scheduler, start)
     for index, t in enumerate(scheduler.timesteps[start:], start):
         x_t = scheduler.scale_model_input(x, t)
         a, s = scales(scheduler, index, t)
-        view = View(x_t, t.to(x.device).expand(len(x)), class_labels, a, s)
+        view = View(x_t, t.to(x.device).expand(len(x)), condition, a, s)
         output = guide(evaluate, view) if guide else evaluate(*view[:3])
         F = output[:, :channels]
         x_0, eps = denoiser.x_0(F, x_t, a, s), denoiser.eps(F, x_t, a, s)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ddpm_sa import Pipeline, measure_attention, record_attention
+from ddpm_sa.condition import Condition
 from ddpm_sa.samplers.denoise import Method, Step, rehearse
 
 MEASURES = ("entropy", "distance", "local_share", "overlap")
@@ -37,17 +38,21 @@ class Making:
         Raises:
             ValueError: If this pipeline cannot make it.
         """
-        pipeline.class_labels([self.index], self.class_label)
+        self.condition(pipeline)
         return rehearse(self.method, pipeline.scheduler).steps
 
     def walk(self, pipeline: Pipeline) -> Iterator[Step]:
         """Make it, evaluation by evaluation."""
-        labels = pipeline.class_labels([self.index], self.class_label)
-        return pipeline.denoise([self.index], self.method, self.seed, labels)
+        condition = self.condition(pipeline)
+        return pipeline.denoise([self.index], self.method, self.seed, condition=condition)
+
+    def condition(self, pipeline: Pipeline) -> Condition:
+        """What the network is told of it."""
+        return pipeline.condition([self.index], self.class_label)
 
     def told(self, pipeline: Pipeline) -> str:
         """What to write below a picture of it."""
-        labels = pipeline.class_labels([self.index], self.class_label)
+        labels = self.condition(pipeline).class_labels
         of_class = "" if labels is None else f", class {int(labels)}"
         return f"{self.scheduler}, seed {self.seed}, image {self.index}{of_class}"
 

@@ -11,13 +11,14 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from ddpm_sa import NoiseSchedule, Pipeline
+from ddpm_sa.condition import NO_CONDITION, Condition
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.diffusion.likelihood import Bound, variational_bound
 from ddpm_sa.diffusion.loss import denoising_loss
 from ddpm_sa.diffusion.loss_by_timestep import Buckets
 from ddpm_sa.metrics.gaussian_baseline import least_loss
 from ddpm_sa.metrics.moments import Moments
-from ddpm_sa.model import evaluating
+from ddpm_sa.pipeline import evaluating
 from ddpm_sa.randomness import standard_normal, stream
 from sampling.evaluation.image_sets import dealt
 from sampling.evaluation.memorization import LookedUp
@@ -64,7 +65,7 @@ def likelihood(
     )
     with evaluating(pipeline.unet), pipeline.progress_bar(total=total) as bar:  # type: ignore[call-arg]
         for batch in batches:
-            x_0, labels = _tensors(images, np.arange(batch.start, batch.stop), pipeline)
+            x_0, condition = _tensors(images, np.arange(batch.start, batch.stop), pipeline)
 
             def noise_at(t: int, batch: range = batch, x_0: Tensor = x_0) -> Tensor:
                 bar.update()
@@ -78,7 +79,7 @@ def likelihood(
                 pipeline.scheduler.config.variance_type,
                 x_0,
                 noise_at,
-                labels,
+                condition=condition,
                 levels=round(kind.value_range[1] - kind.value_range[0]) + 1,
             )
             parts.append((batch.start, found))
@@ -147,7 +148,7 @@ def losses(
             for batch in dealt(count, batch_size, here):
                 positions = np.arange(batch.start, batch.stop)
                 t = order[positions] * T // count
-                x_0, labels = _tensors(images, positions % images.length, pipeline)
+                x_0, condition = _tensors(images, positions % images.length, pipeline)
                 eps = standard_normal(x_0.shape[1:], seed, LOSS_NOISE, positions.tolist())
                 loss = denoising_loss(
                     _network(pipeline),
@@ -156,7 +157,7 @@ def losses(
                     x_0,
                     eps.to(x_0.device),
                     torch.from_numpy(t).to(x_0.device),
-                    labels,
+                    condition=condition,
                 )
                 parts.append((t, loss.double().cpu().numpy()))
         buckets = Buckets(T)
@@ -197,17 +198,17 @@ def _gaussian(
 
 def _tensors(
     images: Images, indices: np.ndarray, pipeline: Pipeline | None
-) -> tuple[Tensor, Tensor | None]:
-    """Images as the network sees them, and their labels if it is told those."""
+) -> tuple[Tensor, Condition]:
+    """Images as the network sees them, and what it is told of them."""
     x_0 = images.tensors(indices, np.zeros(len(indices), dtype=bool))
     if pipeline is None:
-        return x_0, None
+        return x_0, NO_CONDITION
     conditional = pipeline.unet.config.num_class_embeds is not None
-    labels = torch.from_numpy(images.labels_of(indices)) if conditional else None
-    return x_0.to(pipeline.device), None if labels is None else labels.to(pipeline.device)
+    condition = images.condition(indices) if conditional else NO_CONDITION
+    return x_0.to(pipeline.device), condition.to(pipeline.device)
 
 
-def _network(pipeline: Pipeline) -> Callable[[Tensor, Tensor, Tensor | None], Any]:
+def _network(pipeline: Pipeline) -> Callable[..., Any]:
     """The network, in the precision that its weights have."""
     unet = pipeline.unet
-    return lambda x_t, t, labels: unet(x_t.to(unet.dtype), t, labels)
+    return lambda x_t, t, **condition: unet(x_t.to(unet.dtype), t, **condition)

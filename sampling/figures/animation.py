@@ -30,8 +30,9 @@ def save_animation(
         labels: The class of each image, or None.
     """
     classes = [label for index in indices if (label := labels[index]) is not None]
+    condition = pipeline.condition(indices, classes or None)
     editor = Editor(pipeline=pipeline, method=method, seed=seed)
-    steps = editor.progressive(indices, FRAMES, classes or None)
+    steps = editor.progressive(indices, FRAMES, condition=condition)
     save_frames([image_grid(visible(x)) for x in rearrange(steps, "n t c h w -> t n c h w")], path)
 
 

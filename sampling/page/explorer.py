@@ -97,7 +97,7 @@ class Explorer:
         The network sees again what it saw then.
         """
         pipeline, way = self.pipelines[made.choice.model], made.way
-        labels = pipeline.class_labels([made.choice.making.index], made.choice.making.class_label)
+        condition = made.choice.making.condition(pipeline).to(pipeline.device)
         x_t = torch.from_numpy(way.x_t[moment][None]).to(pipeline.device, pipeline.unet.dtype)
         t = torch.tensor([float(way.timesteps[moment])], device=pipeline.device)
         with (
@@ -105,7 +105,7 @@ class Explorer:
             self._network(made.choice),
             record_attention(pipeline.unet, queries=queries, heads="all") as maps,
         ):
-            pipeline.unet(x_t, t, None if labels is None else labels.to(pipeline.device))
+            condition.evaluate(pipeline.unet, x_t, t)
         return {layer: kept[0].numpy() for layer, (kept,) in maps.items()}
 
     def course(self, made: Made, queries: Sequence[Pixel]) -> Course:

@@ -81,8 +81,6 @@ class Watch:
         """Draw a grid from the averaged weights."""
         renew(self.pipeline.unet, self.average.state_dict())
         number, here = self.config.num_samples, self.accelerator
-        classes = self.pipeline.image_format.labels
-        labels = None if classes is None else [i % len(classes) for i in range(number)]
         images = torch.zeros(number, *self.pipeline.image_format.shape, device=here.device)
         mine = share(number, here).tolist()
         if mine:
@@ -91,7 +89,6 @@ class Watch:
                 Method(steps=self.config.sample_steps),
                 seed=self.config.seed,
                 batch_size=self.at_once,
-                class_labels=None if labels is None else [labels[i] for i in mine],
             ):
                 images[batch.indices] = batch.images.to(here.device)
         return image_grid(visible(together(images, here)))

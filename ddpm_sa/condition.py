@@ -1,0 +1,93 @@
+"""What a network is told besides x_t and t.
+
+One object carries it from the data to the network: it is passed by name, moved, sliced and
+concatenated as a whole. A new kind of condition is a field here, with a line in `evaluate`; what
+lies between (samplers, guidance, losses, editing, training) stays as it is.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Condition:
+    """The condition of a batch of B images. An unconditional network has an empty one.
+
+    Attributes:
+        class_labels: (B,), int64, or None.
+    """
+
+    class_labels: Tensor | None = None
+
+    def evaluate(self, network: Callable[..., Any], x_t: Tensor, t: Tensor) -> Any:
+        """Call a network as UNet and UNet2DModel are called; returns what it returns.
+
+        Args:
+            network: (x_t, t), or (x_t, t, class_labels=...) where there are labels.
+            x_t: (B, C, H, W).
+            t: (B,).
+        """
+        if self.class_labels is None:
+            return network(x_t, t)
+        return network(x_t, t, class_labels=self.class_labels)
+
+    def replace(self, **changes: Tensor | None) -> "Condition":
+        """The same but for some fields."""
+        return dataclasses.replace(self, **changes)
+
+    def to(self, device: torch.device | str) -> "Condition":
+        """The same on a device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def __getitem__(self, images: slice) -> "Condition":
+        """The condition of some images of the batch."""
+        return self._map(lambda tensor: tensor[images])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Condition":
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Condition(**{k: None if v is None else change(v) for k, v in fields.items()})
+
+
+NO_CONDITION = Condition()
+"""Of an unconditional network."""
+
+
+def concatenate(conditions: Sequence[Condition]) -> Condition:
+    """The condition of several batches in a row; all have the same fields."""
+    fields = {
+        field.name: [getattr(condition, field.name) for condition in conditions]
+        for field in dataclasses.fields(Condition)
+    }
+    return Condition(
+        **{name: None if parts[0] is None else torch.cat(parts) for name, parts in fields.items()}
+    )
+
+
+def checked_labels(class_labels: Any, num_images: int, num_classes: int) -> Tensor:
+    """Class labels as `Condition` has them.
+
+    Args:
+        class_labels: One whole number for all images, or a sequence (list, array, tensor) with one
+            for each.
+        num_images: B.
+        num_classes: Labels are 0 ... num_classes - 1.
+
+    Raises:
+        ValueError: If they are no whole numbers, not in that range, or not as many as images.
+    """
+    labels = np.asarray(class_labels)
+    if labels.ndim > 1 or labels.dtype.kind not in "iu":
+        raise ValueError(f"class_labels={class_labels!r} must be whole numbers")
+    if labels.ndim == 0:
+        labels = labels.repeat(num_images)
+    if len(labels) != num_images:
+        raise ValueError(f"{len(labels)} class_labels for {num_images} images")
+    for label in labels:
+        if not 0 <= label < num_classes:
+            raise ValueError(f"class label {label} is not among 0 ... {num_classes - 1}")
+    return torch.from_numpy(labels.astype(np.int64))

@@ -1,0 +1,58 @@
+"""What a network is told goes from the data to the network as one object."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ddpm_sa.condition import NO_CONDITION, Condition, checked_labels, concatenate
+
+X, T = torch.zeros(4, 1, 2, 2), torch.arange(4)
+
+
+def test_a_network_is_told_labels_by_name_and_nothing_where_there_are_none() -> None:
+    calls: list[dict[str, Any]] = []
+
+    def network(x_t: Tensor, t: Tensor, **told: Any) -> SimpleNamespace:
+        calls.append(told)
+        return SimpleNamespace(sample=x_t)
+
+    labels = torch.tensor([2, 0, 1, 1])
+    NO_CONDITION.evaluate(network, X, T)
+    Condition(class_labels=labels).evaluate(network, X, T)
+    assert calls == [{}, {"class_labels": labels}]
+
+
+def test_slices_and_concatenations_are_those_of_the_labels() -> None:
+    condition = Condition(class_labels=torch.tensor([5, 6, 7]))
+    parts = concatenate([condition[1:], condition[:1]])
+    assert parts.class_labels is not None
+    assert parts.class_labels.tolist() == [6, 7, 5]
+    assert concatenate([NO_CONDITION, NO_CONDITION]).class_labels is None
+    assert NO_CONDITION[:2].to("cpu").class_labels is None
+
+
+@pytest.mark.parametrize("label", [1, np.int64(1), torch.tensor(1), [1, 1], np.array([1, 1])])
+def test_labels_of_every_usual_type_are_taken(label: Any) -> None:
+    labels = checked_labels(label, 2, 3)
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ([0, 1, 2], "3 class_labels for 2 images"),
+        (3, "label 3 is not among 0 ... 2"),
+        (-1, "label -1 is not among"),
+        (1.5, "whole numbers"),
+        ("cat", "whole numbers"),
+        ([[0, 1]], "whole numbers"),
+    ],
+)
+def test_other_labels_are_refused(label: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        checked_labels(label, 2, 3)
