@@ -92,7 +92,7 @@ class Pipeline(DiffusionPipeline):
         """Sample images. Image i of a seed is the same whatever the batch or the other images.
 
         Args:
-            num_images: Make the images 0 ... num_images - 1.
+            num_images: Sample the images 0 ... num_images - 1.
             steps: Steps of the scheduler, at most the training's timesteps.
             seed: Which images; 0 or greater.
             batch_size: Images at once, for speed alone.
@@ -101,10 +101,10 @@ class Pipeline(DiffusionPipeline):
                 image; image i has class i modulo the number of classes, if None.
             output_type: "pil"; or "np", (N, H, W, C), or "pt", (N, C, H, W), in [0, 1], float32;
                 or "values", (N, H, W, C), of the type and range that the training images had.
-            indices: Make these images in place of num_images.
+            indices: Sample these images instead of the first num_images.
             scheduler_options: Settings of that scheduler, such as {"eta": 0.5} for "ddim".
             guide: A `ddpm_sa.guidance.base.Guidance`, as `self.guidance(...)` makes one.
-            cache_interval: Compute deep features at every so many steps; see
+            cache_interval: Compute deep features only at every so many steps; see
                 `ddpm_sa.samplers.feature_cache`.
             num_inference_steps: diffusers' name of steps.
             callback_on_step_end: (pipeline, step, t, {"latents", "x_0"}) -> a dict, as in
@@ -143,10 +143,10 @@ class Pipeline(DiffusionPipeline):
         if output_type in ("pil", "values"):
             values: Any = from_tensor(x, self.image_format)
             return ImagePipelineOutput(images=to_pil(values) if output_type == "pil" else values)
-        made: Any = x / 2 + 0.5
+        unit: Any = x / 2 + 0.5
         if output_type == "np":
-            made = rearrange(made, "n c h w -> n h w c").contiguous().numpy()
-        return ImagePipelineOutput(images=made)
+            unit = rearrange(unit, "n c h w -> n h w c").contiguous().numpy()
+        return ImagePipelineOutput(images=unit)
 
     def batches(
         self,
@@ -217,7 +217,7 @@ class Pipeline(DiffusionPipeline):
         condition: Condition,
         start: int = 0,
     ) -> Walk:
-        """`samplers.denoise.denoise` with this network; a start is a number of its timesteps."""
+        """`samplers.denoise.denoise` with this network, from the timestep number `start`."""
         reuses = method.cache_interval > 1
         return denoise(
             DeepReuse(self.unet, method.cache_interval) if reuses else self.unet,

@@ -143,8 +143,8 @@ def test_what_makes_no_sense_is_refused_and_leaves_the_slots() -> None:
     before = slots(unet)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"replacement": "none"}, "known are identity, uniform, local"),
-        ({"replacement": "local"}, "a radius is what 'local' needs"),
-        ({"replacement": "uniform", "radius": 1}, "a radius is what 'local' needs"),
+        ({"replacement": "local"}, "'local', and it alone, needs one"),
+        ({"replacement": "uniform", "radius": 1}, "'local', and it alone, needs one"),
         ({"replacement": "local", "radius": -1}, "radius=-1 must be 0 or greater"),
         ({"replacement": "uniform", "layers": ["mid"]}, "known are down_blocks"),
     ]

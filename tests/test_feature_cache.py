@@ -93,5 +93,5 @@ def test_reuse_that_cannot_be_is_refused_in_words(network, interval, message):
 
 def test_reuse_and_sag_do_not_go_together():
     pipeline = make()
-    with pytest.raises(ValueError, match="'sag' asks the network twice"):
+    with pytest.raises(ValueError, match="'sag' evaluates two different images"):
         images(pipeline, cache_interval=2, guide=pipeline.guidance("sag"))

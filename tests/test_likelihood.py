@@ -156,10 +156,10 @@ def test_rate_and_distortion_are_those_of_the_papers_table() -> None:
 def test_what_has_no_bound_is_refused() -> None:
     x_0 = torch.zeros(1, 1, 2, 2)
     arguments = (fake(False), LINEAR, prediction("epsilon"))
-    with pytest.raises(ValueError, match="'learned' has no bound here; known are fixed_small"):
+    with pytest.raises(ValueError, match="'learned' has no known bound; known are fixed_small"):
         variational_bound(*arguments, "learned", x_0, lambda t: x_0)
     schedule = LINEAR.with_zero_terminal_snr()
-    with pytest.raises(ValueError, match="not finite at t=999: epsilon says no image"):
+    with pytest.raises(ValueError, match="not finite at t=999: epsilon says nothing"):
         variational_bound(
             fake(False),
             schedule,

@@ -365,7 +365,7 @@ def test_networks_that_cannot_be_recorded_are_refused_with_the_way_out() -> None
     pipeline = Pipeline(unet, DDPMScheduler())
     for thing, message in [
         (unet.to_diffusers(), r"open its folder with ddpm_sa.UNet.from_pretrained"),
-        (torch.compile(unet, backend="eager"), "the network is compiled.*torch.compile got"),
+        (torch.compile(unet, backend="eager"), "the network is compiled.*given to torch.compile"),
         (pipeline, "not in a Pipeline; give its .unet"),
         (plain, "no attention layer"),
     ]:

@@ -95,14 +95,14 @@ def variational_term(
     t: Tensor,
     levels: int = 256,
 ) -> Tensor:
-    """L_t of the variational bound (Ho et al. 2020, eq. 5), in bits a dimension.
+    """L_t of the variational bound (Ho et al. 2020, eq. 5), in bits per dimension.
 
     KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0; the discretised decoder's
     -log p(x_0 | x_1) for t = 0, whose mean is x_0_predicted itself.
 
     Args:
         x_0: Clean images, (B, C, H, W), in [-1, 1].
-        x_0_predicted: What the network takes them for, clipped or not, same shape.
+        x_0_predicted: The images that the network predicts, clipped or not, same shape.
         log_variance: Of the reverse step, broadcasting with them.
         t: (B,), int64.
         levels: How many values a pixel can have.
@@ -123,12 +123,12 @@ def variational_term(
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """Of B images over T timesteps.
+    """The variational bound of B images over T timesteps.
 
     Attributes:
-        terms: L_t of each image, (B, T), bits a dimension; L_0 is the decoder's.
+        terms: L_t of each image, (B, T), bits per dimension; L_0 is the decoder's.
         mse: Mean squared error of the image predicted at each timestep, (B, T), in [-1, 1]².
-        prior: KL(q(x_T | x_0) || N(0, I)), (B,), bits a dimension.
+        prior: KL(q(x_T | x_0) || N(0, I)), (B,), bits per dimension.
     """
 
     terms: Tensor
@@ -137,15 +137,15 @@ class Bound:
 
     @property
     def total(self) -> Tensor:
-        """-log2 p(x_0) is at most this, (B,), bits a dimension (Ho et al. 2020, eq. 5)."""
+        """-log2 p(x_0) is at most this, (B,), bits per dimension (Ho et al. 2020, eq. 5)."""
         return self.terms.sum(1) + self.prior
 
     @property
     def rate(self) -> Tensor:
-        """Bits a dimension that x_t has cost at each t, (T,): the prior and L_i of i > t.
+        """Bits per dimension needed to transmit x_t, for each t, (T,): the prior and L_i for i > t.
 
-        Of the first, t = 0, it is the rate of the paper's table 1; of all, that of table 4, whose
-        reverse steps are T - t (Ho et al. 2020, section 4.3).
+        At t = 0 this is the rate of the paper's table 1; all t give its table 4, whose reverse
+        steps are T - t (Ho et al. 2020, section 4.3).
         """
         later = self.terms.mean(0).flip(0).cumsum(0).flip(0)
         return torch.cat([later[1:], later.new_zeros(1)]) + self.prior.mean()
@@ -168,7 +168,7 @@ def variational_bound(
     clip: bool = True,
     levels: int = 256,
 ) -> Bound:
-    """Every term of the bound of some images, one draw of noise for each.
+    """Every term of the bound of a batch of images, with one draw of noise per term.
 
     Args:
         network: Called as UNet is; the `.sample` of its output is F, (B, C, H, W), or with a
@@ -178,7 +178,7 @@ def variational_bound(
         x_0: (B, C, H, W), float32, in [-1, 1], each pixel one of `levels` values.
         noise_at: t -> standard normal noise for x_t, as x_0.
         condition: What else the network is told.
-        clip: Take predicted images within [-1, 1], as sampling does.
+        clip: Clamp predicted images to [-1, 1], as sampling does.
         levels: How many values a pixel can have.
 
     Raises:
@@ -186,7 +186,7 @@ def variational_bound(
     """
     if variance_type not in FIXED and variance_type != LEARNED:
         raise ValueError(
-            f"variance_type={variance_type!r} has no bound here; known are {', '.join(FIXED)}, "
+            f"variance_type={variance_type!r} has no known bound; known are {', '.join(FIXED)}, "
             f"{LEARNED}"
         )
     channels, terms, mse = x_0.shape[1], [], []
@@ -206,12 +206,14 @@ def variational_bound(
     found = Bound(torch.stack(terms, 1).cpu(), torch.stack(mse, 1).cpu(), prior(schedule, x_0))
     if not found.total.isfinite().all():
         moment = int((~found.terms.isfinite().all(0)).nonzero()[0])
-        raise ValueError(f"the bound is not finite at t={moment}: {prediction.name} says no image")
+        raise ValueError(
+            f"the bound is not finite at t={moment}: {prediction.name} says nothing of x_0 there"
+        )
     return found
 
 
 def prior(schedule: NoiseSchedule, x_0: Tensor) -> Tensor:
-    """KL(q(x_T | x_0) || N(0, I)) of images (B, C, H, W): (B,), bits a dimension."""
+    """KL(q(x_T | x_0) || N(0, I)) of images (B, C, H, W): (B,), bits per dimension."""
     # In float64: what is left of the signal is small, and its variance near 1.
     log_variance = torch.log1p(-schedule.alphas_cumprod[-1])
     nats = normal_kl(schedule.a[-1] * x_0.double().cpu(), log_variance, 0.0)

@@ -1,4 +1,4 @@
-"""Losses by timestep: a falling mean hides which noise is still learned."""
+"""The mean loss in each part of the timesteps, since the mean over all of them hides most."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ NUM_BUCKETS = 10
 
 
 class Buckets:
-    """Mean loss of each of ten equal parts of the timesteps (of every timestep, if they are fewer).
+    """Mean loss of each tenth of the timesteps, or of each timestep if there are fewer than ten.
 
     Args:
         num_timesteps: T.
-        state: `state()` of a checkpoint, to go on from.
+        state: The `state()` kept in a checkpoint, to continue from.
     """
 
     def __init__(self, num_timesteps: int, state: dict[str, Any] | None = None):
@@ -34,18 +34,18 @@ class Buckets:
         ]
 
     def add(self, t: Sequence[int] | np.ndarray, losses: Sequence[float] | np.ndarray) -> None:
-        """Take in the loss of each image, at its timestep."""
+        """Add the loss of each image, at its timestep."""
         bucket = np.asarray(t) * len(self.sums) // self.num_timesteps
         np.add.at(self.sums, bucket, losses)
         np.add.at(self.counts, bucket, 1)
 
     def means(self) -> list[float | None]:
-        """None where no image had such a timestep."""
+        """The mean loss of each part, None for a part without images."""
         return [
             float(total / count) if count else None
             for total, count in zip(self.sums, self.counts, strict=True)
         ]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on."""
+        """What a checkpoint keeps."""
         return {"sums": self.sums.tolist(), "counts": self.counts.tolist()}

@@ -1,4 +1,4 @@
-"""What the network's output F means.
+"""Prediction types: what the network's output F stands for.
 
 Every noisy image is x_t = a x_0 + s eps, and every network predicts some other combination
 F = p x_0 + q eps. The pair (p, q) is the prediction type; its target, its denoiser and the weight
@@ -29,7 +29,7 @@ class Prediction:
     row: Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor | float]]
 
     def target(self, x_0: Tensor, eps: Tensor, a: Tensor, s: Tensor) -> Tensor:
-        """F = p x_0 + q eps, what the network is asked for. Images (B, C, H, W)."""
+        """F = p x_0 + q eps, the target of the regression, (B, C, H, W)."""
         p, q = self.row(a, s)
         return p * x_0 + q * eps
 
@@ -44,7 +44,7 @@ class Prediction:
         return (a * F - p * x_t) / (a * q - s * p)
 
     def error_of_x_0(self, a: Tensor, s: Tensor) -> Tensor:
-        """How large an error of x_0 comes of a unit error of F: s / det; it may be negative."""
+        """Error of x_0 for a unit error of F, s / det; it may be negative."""
         p, q = self.row(a, s)
         return s / (a * q - s * p)
 

@@ -1,8 +1,8 @@
-"""How noise grows: beta_t, and everything that follows from it, in float64.
+"""The noise schedule: beta_t and all tables derived from it, in float64.
 
-t counts from 0, the least noise, to T - 1. Every table is computed in float64 and cast only where
-it meets an image, as the paper's code does; a table kept in float32, or worse in the training's
-half precision, loses the small timesteps.
+t counts from 0, the least noise, to T - 1. Every table is computed in float64, as in the paper's
+code, and cast only where it meets an image: in float32, and much more so in half precision, the
+small timesteps would be lost.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class NoiseSchedule:
             t = int((~inside).nonzero()[0])
             raise ValueError(f"betas[{t}]={self.betas[t].item()} must lie between 0 and 1")
 
-    # Where schedules come from
+    # Construction
 
     @classmethod
     def linear(
@@ -81,7 +81,7 @@ class NoiseSchedule:
         Computed anew in float64: the scheduler's own tables are float32.
 
         Raises:
-            ValueError: If the configuration names a beta schedule that is not known here.
+            ValueError: If the configuration names an unknown beta schedule.
         """
         config = scheduler.config
         T, kind = config["num_train_timesteps"], config["beta_schedule"]
@@ -212,8 +212,7 @@ class NoiseSchedule:
 
     def at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
         """Entries t of a table, (B, 1, 1, 1), in the dtype and on the device of `like`."""
-        # The lookup happens where the table lies (the CPU), so that a table is moved only once
-        # it is a handful of numbers.
+        # Look the entries up on the table's device (the CPU) and move only these few numbers.
         entries = table[t.to(table.device)].to(dtype=like.dtype)
         return entries.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 

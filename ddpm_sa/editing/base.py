@@ -1,4 +1,4 @@
-"""What all edits of `editing.editor` share: levels, checked images, and denoising from there."""
+"""The common base of the edits: noise levels, checked images, and denoising from a level."""
 
 import dataclasses
 from collections import deque

@@ -1,7 +1,7 @@
-"""Images made from images: all by noising to some level and denoising from there.
+"""Image editing by adding noise up to some level and denoising from there.
 
 An `Editor` holds a pipeline, a method and a seed. Images are tensors in [-1, 1], (B, C, H, W),
-float32; a level is a timestep of the training, of which the scheduler's nearest below is taken.
+float32. A level is a timestep of the training; the scheduler starts at its nearest one below.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Editor(Edits):
 
         Args:
             images: Such as coarse sketches.
-            strength: From 0, which returns the images, to 1, which keeps next to nothing.
+            strength: From 0, which returns the images, to 1, which keeps almost nothing of them.
             condition: As `Pipeline.condition` makes it for that many images.
 
         Raises:
@@ -58,7 +58,7 @@ class Editor(Edits):
     ) -> Tensor:
         """Mix two images at a level: (1 - w) x_t + w x_t' (Ho et al. 2020, figure 8).
 
-        Each has noise of its own; what is drawn afterwards is the same for all weights.
+        Each image has noise of its own; the noise drawn afterwards is the same for all weights.
 
         Args:
             one, other: Two images, (1, C, H, W).
@@ -78,12 +78,12 @@ class Editor(Edits):
     def variations(
         self, index: int, count: int, level: int, *, condition: Condition | None = None
     ) -> Tensor:
-        """Images that share the latent x_t of image `index`, and part there (figure 7).
+        """Images that share the latent x_t of image `index`, denoised independently (figure 7).
 
         Args:
             index: Of the seed, as sampling numbers images.
             count: How many.
-            level: t, from which on each goes its own way.
+            level: t, from which on each has noise of its own.
 
         Raises:
             ValueError: If the method draws no noise: all would be one image.
@@ -106,7 +106,7 @@ class Editor(Edits):
     def progressive(
         self, indices: Sequence[int], count: int, *, condition: Condition | None = None
     ) -> Tensor:
-        """The image as it is predicted on the way, from first to last (figure 6).
+        """The predicted image at several steps of the denoising, first to last (figure 6).
 
         Returns:
             (len(indices), count, C, H, W); fewer than count if there are fewer steps.
@@ -130,19 +130,20 @@ class Editor(Edits):
         *,
         condition: Condition | None = None,
     ) -> Tensor:
-        """Make the unknown pixels anew, and keep the others exactly (Lugmayr et al. 2022).
+        """RePaint: generate the unknown pixels, keep the others exactly (Lugmayr et al. 2022).
 
-        At each step the known pixels are noised to its level, and the step is repeated, from one
-        step of noise above, so that both parts come to agree: repeats times the evaluations.
+        At each step the known pixels are noised to its level. The step is then repeated, after
+        adding one step of noise, so that both parts become consistent; the number of evaluations
+        grows by the factor `repeats`.
 
         Args:
-            images: What is known.
-            unknown: Where it isn't, (H, W), bool.
-            repeats: How often each step is made.
+            images: The images; their unknown pixels do not matter.
+            unknown: Which pixels to generate, (H, W), bool.
+            repeats: How often each step is taken.
 
         Raises:
-            ValueError: If the mask has another size, is all or nothing, or the scheduler is other
-                than ddpm and ddim, which alone can go back a step.
+            ValueError: If the mask has another size, covers everything or nothing, or the scheduler
+                is not ddpm or ddim, the only ones that can go back a step.
         """
         if self.method.scheduler not in ("ddpm", "ddim"):
             raise ValueError(
@@ -173,10 +174,10 @@ class Editor(Edits):
         return torch.where(free, x, x_0)[..., : images.shape[-2], : images.shape[-1]].cpu()
 
     def invert(self, images: Tensor, *, condition: Condition | None = None) -> Tensor:
-        """The noise x_T from which deterministic DDIM makes these images, nearly.
+        """DDIM inversion: the noise x_T that deterministic DDIM turns into nearly these images.
 
-        DDIM's equation solved the other way (Song et al. 2021, section 4.3), eps being taken at the
-        lower of two levels; the error falls with the steps. Unlike sampling, nothing is clipped.
+        The DDIM update in the other direction (Song et al. 2021, section 4.3), with eps taken at
+        the lower of the two levels; the error falls as the steps grow. Nothing is clipped.
 
         Returns:
             x_T, of the size that the network sees.
@@ -197,7 +198,7 @@ class Editor(Edits):
         return x
 
     def reconstruct(self, x_T: Tensor, *, condition: Condition | None = None) -> Tensor:
-        """The images that deterministic DDIM makes of `invert`'s noise."""
+        """The images that deterministic DDIM makes from the noise of `invert`."""
         editor = dataclasses.replace(self, method=self._ddim())
         return editor.denoised(x_T, lambda _: torch.empty(0), condition)
 

@@ -1,4 +1,4 @@
-"""Guidance away from worse attention, through the `attend` slot; see `ddpm_sa.guidance.base`."""
+"""Guidance by degraded attention, through the `attend` slot; see `ddpm_sa.guidance.base`."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ from ddpm_sa.samplers.denoise import Evaluate, View
 
 
 class WithOtherAttention:
-    """The second half of one batch has other attention in some layers; the base of two kinds.
+    """Evaluates with other attention in some layers, in the second half of one batch; a base class.
 
     Args:
         unet: The network, a ddpm_sa.UNet.
@@ -41,7 +41,7 @@ class WithOtherAttention:
         self.layers = eager_layers(unet, layers or middle or list(known))
 
     def other(self, attend: Attend) -> Attend:
-        """What stands in the place of `attend`."""
+        """The callable that replaces `attend`."""
         raise NotImplementedError
 
     def __call__(self, evaluate: Evaluate, view: View) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ class WithBlurredImage:
     Args:
         unet: The network, a ddpm_sa.UNet.
         prediction: What the network predicts.
-        layer: Name of the layer whose attention counts; the middle's, or the last of all.
+        layer: Name of the layer whose attention is used; by default the middle's, or the last.
         sigma: Of the blur, in pixels of the image.
 
     Raises:
@@ -130,7 +130,7 @@ class WithBlurredImage:
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Images, (B, C, H, W), convolved with a Gaussian that is normalised within the image."""
+    """Blur images (B, C, H, W) with a Gaussian that is normalised within the image."""
     if sigma == 0:
         return images
     rows, columns = (_gaussian(size, sigma).to(images) for size in images.shape[-2:])
@@ -145,7 +145,7 @@ def _gaussian(size: int, sigma: float) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _InSecondHalf:
-    """In a slot: one callable for the first half of the batch, another for the second."""
+    """In a slot: one callable for the first half of the batch, another for the second half."""
 
     first: Attend
     second: Attend
@@ -158,7 +158,7 @@ class _InSecondHalf:
 
 
 class _Watch:
-    """In a slot: what each pixel receives of attention, (B, 1, h, w), the queries' sum."""
+    """In a slot: records the attention that each pixel receives in sum, (B, 1, h, w)."""
 
     received: Tensor
 

@@ -1,8 +1,8 @@
-"""Guidance: away from what a weaker evaluation says, F = F_strong + w (F_strong - F_weak).
+"""Guidance: extrapolation from a weak evaluation, F = F_strong + w (F_strong - F_weak).
 
-The weak one is the network without its label, with worse attention, with a blurred image, or
-another, weaker network. w = 0 is no guidance, and costs no second evaluation; diffusers'
-guidance_scale is 1 + w. Since F is affine in eps at a given x_t, the same holds of eps and x_0.
+The weak evaluation is the network without its label, with degraded attention or with a blurred
+image, or another, weaker network. w = 0 is no guidance and costs no second evaluation; diffusers'
+guidance_scale is 1 + w. Since F is affine in eps at a given x_t, the same holds for eps and x_0.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Guidance:
     """A `ddpm_sa.samplers.denoise.Guide`.
 
     Attributes:
-        weaker: What the weak evaluation is.
+        weaker: Evaluates the network twice, strong and weak.
         scale: w.
         interval: Guide where interval[0] <= t < interval[1] (Kynkäänniemi et al. 2024); everywhere
             if None.
@@ -75,7 +75,7 @@ class Guidance:
 
 @dataclasses.dataclass(frozen=True)
 class WithoutLabel:
-    """Classifier-free guidance (Ho & Salimans 2022), both evaluations in one batch.
+    """Classifier-free guidance (Ho & Salimans 2022); both evaluations share a batch.
 
     Attributes:
         null_class: The class that stands for "no label".
@@ -95,7 +95,7 @@ class WithWeakerNetwork:
     """Autoguidance (Karras et al. 2024): a smaller or less trained network is the weak one.
 
     Attributes:
-        network: The weaker one; it predicts what the other does.
+        network: The weaker network, with the same prediction type.
         dtype: In which it computes.
     """
 
@@ -118,6 +118,6 @@ def twice(view: View) -> tuple[Tensor, Tensor]:
 
 
 def halves(output: Tensor) -> tuple[Tensor, Tensor]:
-    """The two outputs of such a batch."""
+    """The strong and the weak output of a batch that was evaluated twice."""
     strong, weak = output.chunk(2)
     return strong, weak

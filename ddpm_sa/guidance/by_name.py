@@ -1,4 +1,4 @@
-"""Guidance by short name, for a network and what is known of it."""
+"""Guidance by short name."""
 
 import math
 from collections.abc import Sequence
@@ -33,14 +33,14 @@ def make_guidance(
         scale, interval, rescale: As in `Guidance`.
         unet: The network that is guided.
         prediction_type: What it predicts.
-        null_class: Of "cfg": the class that stands for "no label".
-        layers: Of "pag" and "seg": the layers whose attention is made worse; of "sag": one, whose
-            attention says where to blur. The middle's, if None.
-        sigma: Of "sag" and "seg": of the blur, in pixels; 3 and infinity, if None.
-        weaker: Of "auto": a network that predicts the same of the same images.
+        null_class: For "cfg", the class that stands for "no label".
+        layers: For "pag" and "seg", the layers whose attention is degraded; for "sag", the one
+            layer whose attention says where to blur. By default the middle's.
+        sigma: For "sag" and "seg", the width of the blur in pixels; by default 3 and infinity.
+        weaker: For "auto", a network with the same prediction type for the same images.
 
     Raises:
-        ValueError: If the kind is unknown, lacks what it needs, or is given what it cannot use.
+        ValueError: If the kind is unknown, or an argument is missing or of no use for it.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"guidance={kind!r} is unknown; known are {', '.join(get_args(Kind))}")
@@ -70,12 +70,12 @@ def make_guidance(
 def check_together(guide: Any, cache_interval: int) -> None:
     """
     Raises:
-        ValueError: If this guidance cannot do with deep features of the step before.
+        ValueError: If this guidance cannot use deep features of the step before.
     """
     if cache_interval > 1 and isinstance(getattr(guide, "weaker", None), WithBlurredImage):
         raise ValueError(
-            "guidance 'sag' asks the network twice in a step, of two images, and deep features "
-            f"serve one: cache_interval={cache_interval} must be 1; or use pag or seg"
+            "guidance 'sag' evaluates two different images in each step, and cached features fit "
+            f"only one: cache_interval={cache_interval} must be 1; or use pag or seg"
         )
 
 

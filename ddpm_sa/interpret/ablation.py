@@ -1,4 +1,4 @@
-"""Attention replaced while a network runs, to see what it is worth."""
+"""Replacing attention while a network runs, to see what it contributes."""
 
 import contextlib
 import dataclasses
@@ -28,17 +28,17 @@ def ablate_attention(
         with ablate_attention(unet, "local", ["mid_block.attentions.0"], radius=1):
             pipeline(num_images=4, steps=50)
 
-    Nest several for several replacements; of two for one layer the inner one counts. To see what
-    is replaced, `record_attention` inside.
+    Nest contexts for several replacements; for one layer the innermost counts. To see the maps of
+    the replacement, use `record_attention` inside.
 
     Args:
         unet: Run it eagerly inside; a compiled network is refused.
-        replacement: "identity": each pixel takes from itself alone, so v is what comes out;
-            "uniform": from all pixels evenly, so the mean of v is; "local": by softmax, as ever,
-            but from the pixels of a window alone.
+        replacement: "identity": each pixel attends only to itself, so the output is v; "uniform":
+            to all pixels evenly, so the output is the mean of v; "local": by the usual softmax,
+            but only over the pixels of a window.
         layers: Names, as `ddpm_sa.models.attention_slots.attention_layers` has them, or "all".
-        radius: Of "local", in pixels of the layer's own grid: the window has 2 radius + 1 rows and
-            as many columns, or what of them lies within the image.
+        radius: For "local", in pixels of the layer's own grid: the window has 2 radius + 1 rows
+            and columns, cut off at the edges of the image.
 
     Raises:
         ValueError: If an argument is none of the above, the network is compiled or has no attention
@@ -48,15 +48,15 @@ def ablate_attention(
         known = ", ".join(get_args(Replacement))
         raise ValueError(f"replacement={replacement!r} is unknown; known are {known}")
     if (replacement == "local") != (radius is not None):
-        raise ValueError(f"radius={radius} with {replacement!r}: a radius is what 'local' needs")
+        raise ValueError(f"radius={radius} with {replacement!r}: 'local', and it alone, needs one")
     if radius is not None and radius < 0:
         raise ValueError(f"radius={radius} must be 0 or greater")
     chosen = eager_layers(unet, layers)
     for name, layer in chosen.items():
         if isinstance(layer.module.attend, Recorder):
             raise ValueError(
-                f"{name} is being recorded, and would be no more; enter ablate_attention first, "
-                "and record inside"
+                f"{name} is being recorded, and recording would stop; enter ablate_attention "
+                "first, and record inside"
             )
     attend: Attend = _Identity() if replacement == "identity" else _Uniform()
     if radius is not None:

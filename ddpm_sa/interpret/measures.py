@@ -1,4 +1,4 @@
-"""Attention in numbers: how wide, how far, how local it is, and how much its heads agree.
+"""Measures of attention maps: entropy, distance, locality, and overlap of the heads.
 
 Each measure is a function of maps (..., h, w) that sum to 1.
 """
@@ -31,7 +31,7 @@ def entropy(maps: Tensor) -> Tensor:
 
 
 def distance(maps: Tensor, places: Tensor) -> Tensor:
-    """Mean distance from a query to what it looks at, Σ p ‖pixel - query‖, in pixels of the grid.
+    """Mean distance from a query to what it attends to, Σ p ‖pixel - query‖, in pixels of the grid.
 
     Args:
         maps: (..., queries, h, w).
@@ -97,7 +97,7 @@ class Measures:
 
     @classmethod
     def of_even(cls, grid: tuple[int, int], reduction: int) -> "Measures":
-        """Of one head that looks everywhere evenly: what the others are to be compared with."""
+        """The measures of uniform attention, as a baseline."""
         height, width = grid
         pixels = height * width
         places = torch.cartesian_prod(torch.arange(height), torch.arange(width))
@@ -110,11 +110,11 @@ def measure_attention(
 ) -> Iterator[dict[str, list[Measures]]]:
     """Measure attention, around any call of the network, as `record_attention` records it.
 
-    Of each evaluation a few numbers are kept. While a layer computes, its rows are in memory: for
-    all queries at 64 x 64 they are 64 MiB for each image and head.
+    Only a few numbers are kept per evaluation. While a layer computes, its rows are in memory: for
+    all queries at 64 x 64 these take 64 MiB per image and head.
 
     Yields:
-        A dict from the name of a layer to a list with one `Measures` an evaluation.
+        A dict from the name of a layer to a list with one `Measures` per evaluation.
     """
     with record_rows(unet, Measures.of, layers, queries) as measures:
         yield measures

@@ -1,7 +1,7 @@
-"""Attention one can see: the rows of softmax(scale · q kᵀ) that somebody asks for, while it runs.
+"""Recording attention maps: rows of softmax(scale · q kᵀ), while the network runs.
 
-A recorder takes the `attend` slot of a layer for a while. It passes everything on to what was there
-before, so the network computes what it always does, bit for bit, and takes its rows beside that.
+A recorder occupies the `attend` slot of a layer. It passes every call on to the callable that was
+there before, so the output stays the same bit for bit, and computes the requested rows beside it.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def record_attention(
     queries: Queries = "all",
     heads: Literal["mean", "all"] = "mean",
 ) -> Iterator[Maps]:
-    """Record where pixels look, around any call of the network: sampling, training, one evaluation.
+    """Record attention maps, around any use of the network: sampling, training, one evaluation.
 
         with record_attention(unet, queries=[(12, 16)]) as maps:
             pipeline(num_images=4, steps=50)
@@ -53,7 +53,7 @@ def record_attention(
     The network computes the same bits as without it. Only the rows asked for are computed, as
     softmax(scale · q kᵀ) in float32, whatever the network's precision; a recomputation under
     gradient checkpointing is not recorded again. Recorders may be nested. Inside of
-    `ablate_attention` the rows are those of the replacement.
+    `ablate_attention` the recorded rows are those of the replacement.
 
     Args:
         unet: Run it eagerly inside; a compiled network is refused.
@@ -65,9 +65,9 @@ def record_attention(
         heads: "mean" over the heads, or "all" of them.
 
     Yields:
-        A dict from the name of a layer to a list with one tensor an evaluation: (B, heads or 1,
-        queries, h, w), float32, on the CPU. Each map sums to 1. [b, n, j, y, x] is the share of
-        what query j of image b takes from pixel (y, x) of the layer's grid.
+        A dict from the name of a layer to a list with one tensor per evaluation: (B, heads or 1,
+        queries, h, w), float32, on the CPU. Each map sums to 1. [b, n, j, y, x] is the weight that
+        query j of image b gives to pixel (y, x) of the layer's grid.
 
     Raises:
         ValueError: On entering, if the network is no ddpm_sa.UNet, is compiled or has no attention,

@@ -1,7 +1,7 @@
-"""Self-attention over pixels: a feature map becomes a sequence, every pixel looks at every other.
+"""Self-attention over pixels: a feature map becomes a sequence, every pixel attends to all others.
 
-Every layer here calls `self.attend(q, k, v, scale=..., grid=...)`, a plain attribute. Whoever wants
-to see the maps, to ablate them or to compute them faster puts another callable there for a while.
+Every layer here calls `self.attend(q, k, v, scale=..., grid=...)`, a plain attribute. Recording
+maps, replacing them and computing them faster all work by assigning another callable to it.
 """
 
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ def scaled_dot_product(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, grid: tuple[int, int]
 ) -> Tensor:
     """The default of every slot: torch's kernel, or on a CPU two products for a short sequence."""
-    # On a CPU torch's kernel takes twice as long as its definition while the map fits the cache;
-    # beyond, the kernel's not storing the H·W x H·W map is what counts (benchmarks/network.py).
+    # On a CPU torch's kernel takes twice as long as two plain products while the map fits into the
+    # cache; for longer sequences it wins by not storing the H·W x H·W map (benchmarks/network.py).
     if q.device.type == "cpu" and q.shape[-2] <= 1024:
         return ((q * scale) @ k.mT).softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -215,5 +215,5 @@ ATTENTION_KINDS: dict[str, type[SelfAttention]] = {
 
 
 def divided(x: Tensor, scale: float) -> Tensor:
-    """x / scale, sparing a pass over memory where scale is 1, as it nearly always is."""
+    """x / scale, without a pass over memory in the usual case of scale 1."""
     return x if scale == 1 else x / scale

@@ -1,4 +1,4 @@
-"""The attention layers of a U-Net by name, and another callable in their slots for a while."""
+"""The attention layers of a U-Net by name, and a way to replace what their slots hold."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from ddpm_sa.models.unet import UNet
 
 Layers = Sequence[str] | Literal["all"]
 
-COMPILED = "the network is compiled, and attention is reached in an eager one"
+COMPILED = "the network is compiled, and attention can be reached only in an eager network"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class AttentionLayer:
 
     Attributes:
         module: The layer.
-        reduction: Each of its pixels holds reduction x reduction pixels of the image.
+        reduction: Each pixel of the layer covers reduction x reduction pixels of the image.
     """
 
     module: SelfAttention
@@ -69,7 +69,7 @@ def eager_layers(unet: UNet, layers: Layers = "all") -> dict[str, AttentionLayer
 def slots_holding(
     layers: Mapping[str, AttentionLayer], attends: Mapping[str, Attend]
 ) -> Iterator[None]:
-    """Other callables in the slots of these layers for a while."""
+    """Inside the context, the slots of these layers hold other callables."""
     before = {name: layer.module.attend for name, layer in layers.items()}
     try:
         for name, attend in attends.items():
@@ -97,13 +97,13 @@ def _chosen(
 def _not_ours(network: Any) -> str:
     kind = type(network).__name__
     if hasattr(network, "_orig_mod"):
-        return f"{COMPILED}; give the one that torch.compile got, and call that one"
+        return f"{COMPILED}; pass the module that was given to torch.compile, and call that one"
     if kind == "UNet2DModel":
         return (
-            "diffusers' UNet2DModel has no slots to reach its attention by; open its folder with "
+            "diffusers' UNet2DModel gives no access to its attention; open its folder with "
             "ddpm_sa.UNet.from_pretrained(folder), the weights are the same"
         )
     inner = next((name for name in ("unet", "module") if hasattr(network, name)), None)
-    return f"attention is reached in a ddpm_sa.UNet, not in a {kind}" + (
+    return f"attention can be reached in a ddpm_sa.UNet, not in a {kind}" + (
         f"; give its .{inner}" if inner else ""
     )

@@ -42,7 +42,8 @@ class _Block(nn.Module):
 
 
 class _Callable:
-    """diffusers' checkpointing calls `module.__call__`; a function's would lose its closure."""
+    """A function as an object: diffusers' checkpointing calls `module.__call__`, and calling that
+    of a plain function would lose its closure."""
 
     def __init__(self, run: Callable[..., Tensor]) -> None:
         self.run = run
@@ -91,7 +92,7 @@ class DownBlock(_Block):
             self.downsamplers = nn.ModuleList()
 
     def forward(self, x: Tensor, temb: Tensor) -> list[Tensor]:
-        """The result of each layer and, last, of the downsampling: the skips of this level."""
+        """The output of each layer and then of the downsampling: the skips of this level."""
         skips = []
         for index in range(len(self.resnets)):
             x = self._layer(index, x, temb)
@@ -161,7 +162,7 @@ class UpBlock(_Block):
             self.upsamplers = nn.ModuleList()
 
     def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
-        """x: (B, C_in, H, W); skips: one a layer, as they were made, used from the last."""
+        """x: (B, C_in, H, W); skips: one per layer, in the order of the way down."""
         for index, skip in enumerate(reversed(skips)):
             x = self._layer(index, torch.cat([x, skip], dim=1), temb)
         for upsample in self.upsamplers:

@@ -10,7 +10,7 @@ from ddpm_sa.models.resnet import ACTIVATIONS
 
 
 class BlockType(NamedTuple):
-    """What a block type's name stands for.
+    """What the name of a block type stands for.
 
     Attributes:
         attention: Whether an attention block follows each residual block.
@@ -31,7 +31,7 @@ UP_BLOCKS = {
     "AttnUpBlock2D": BlockType(attention=True, resample=None),
     "ResnetUpsampleBlock2D": BlockType(attention=False, resample="resnet"),
 }
-# Every other argument that is a choice, with the values that are built.
+# Every other argument with a fixed set of values, and those that are supported.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "time_embedding_type": ("positional",),
     "mid_block_type": ("UNetMidBlock2D", None),

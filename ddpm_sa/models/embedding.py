@@ -1,4 +1,4 @@
-"""How a timestep, and a class, become a vector that every residual block is shifted by."""
+"""The embedding of the timestep that every residual block receives."""
 
 import math
 

@@ -1,7 +1,7 @@
-"""How a UNet comes from a folder or a hub repository, and becomes a UNet2DModel.
+"""Loading a UNet from a folder or a hub repository, and turning it into a UNet2DModel.
 
-Reading is diffusers' own (shards, old attention names, hub and all); what it would only warn about
-is an error here, since a network that lacks a weight samples noise.
+diffusers does the reading (shards, old attention names, the hub). What it only warns about is an
+error here, since a network that lacks a weight samples noise.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _UNREADABLE = (OSError, RuntimeError, ValueError)
 
 @contextlib.contextmanager
 def _quiet_diffusers() -> Iterator[None]:
-    """What diffusers would warn of on loading is an error here, said once and in one line."""
+    """Silence diffusers' warnings on loading: what they say is raised here, in one line."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -35,7 +35,7 @@ def _quiet_diffusers() -> Iterator[None]:
 
 
 class UNetFiles(ModelMixin, ConfigMixin):
-    """The part of `UNet` that has to do with files."""
+    """The part of `UNet` that loads and converts."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -132,7 +132,7 @@ class UNetFiles(ModelMixin, ConfigMixin):
         """A UNet2DModel that shares this network's tensors.
 
         Raises:
-            ValueError: If the network has what diffusers has not (`not_in_diffusers`).
+            ValueError: If diffusers cannot represent the network (`not_in_diffusers`).
         """
         config = {key: value for key, value in self.config.items() if not key.startswith("_")}
         lacking = not_in_diffusers(config)

@@ -25,12 +25,13 @@ PAPER_SCHEDULE = {
 
 
 def predicting(prediction_type: str) -> dict[str, Any]:
-    """What DDPMScheduler is told of a network that predicts this.
+    """The arguments of DDPMScheduler for a network of this prediction type.
 
-    eps is sampled as the paper does: near the end of the noise its x_0, (x_t - s eps) / a, strays
-    far and is clipped. That of v and of x_0 itself does not stray, and a clipped x_0 no longer fits
-    the eps of the same step, which keeps DDIM from its solution (docs/recipe.md). "trailing" has
-    few steps begin at the noise that x_T has (Lin et al. 2024, section 3.3).
+    A network of eps is sampled as in the paper: at the noisiest timesteps its predicted x_0,
+    (x_t - s eps) / a, has large errors and is clipped. A network of v or of x_0 has no such errors;
+    clipping its x_0 would only make it inconsistent with the eps of the same step, and DDIM would
+    miss its solution (docs/recipe.md). With "trailing", few steps start at the noise level of x_T
+    (Lin et al. 2024, section 3.3).
     """
     as_the_paper = prediction_type == "epsilon"
     return {

@@ -196,7 +196,7 @@ class UNet(UNetFiles):
         if self.mid_block is not None:
             x = self.mid_block(x, temb)
         for block in self.up_blocks:
-            # One skip a layer: layers_per_block of its own level, and what the level began with.
+            # One skip per layer: layers_per_block of this level, and what the level began with.
             count = self.config["layers_per_block"] + 1
             x = block(x, skips[-count:], temb)
             del skips[-count:]

@@ -1,7 +1,7 @@
-"""From noise to images: the loop that drives a diffusers scheduler.
+"""The sampling loop: from noise to images, driven by a diffusers scheduler.
 
-Noise belongs to images, not to batches: a scheduler that draws gets the noise it is handed, so that
-an image is the same whatever stands beside it.
+Each image has noise of its own. A scheduler that draws noise is given that of the images at hand,
+so an image does not depend on the batch it is sampled in.
 """
 
 from collections.abc import Callable, Generator
@@ -34,7 +34,7 @@ clamp of their own, and follow their settings alone.
 
 
 class View(NamedTuple):
-    """What the network is asked about at one step.
+    """The input of the network at one step.
 
     Attributes:
         x_t: a x_0 + s eps, (B, C, H, W), float32.
@@ -51,18 +51,18 @@ class View(NamedTuple):
 
 
 Guide = Callable[[Evaluate, View], Tensor]
-"""How several evaluations become one output; see `ddpm_sa.guidance.base`."""
+"""Combines several evaluations into one output; see `ddpm_sa.guidance.base`."""
 
 
 class Step(NamedTuple):
-    """One evaluation of the network and what became of it.
+    """One evaluation of the network and its result.
 
     Attributes:
         number: 0, 1, ... from the noisiest on.
-        t: Timestep that the network was told, a scalar, an integer or between two.
+        t: Timestep given to the network, a scalar; some schedulers evaluate between two integers.
         x_t: What the network saw, a x_0 + s eps, (B, C, H, W).
-        x_0: The clean image it implies, (B, C, H, W), clipped where `MOST_ERROR` says so alone.
-        x_next: The scheduler's state after the step (its own scale); after the last, the image.
+        x_0: The predicted clean image, (B, C, H, W), clamped only where `MOST_ERROR` applies.
+        x_next: The scheduler's state after the step, in its own scale; at the end the image.
     """
 
     number: int
@@ -73,7 +73,7 @@ class Step(NamedTuple):
 
 
 Walk = Generator[Step, Tensor | None, None]
-"""From noise to an image, step by step; see `denoise`."""
+"""The steps from noise to images; see `denoise`."""
 
 
 @torch.no_grad()
@@ -91,19 +91,19 @@ def denoise(
 ) -> Walk:
     """Denoise one batch, yielding at every step of the scheduler.
 
-    The state stays in float32; the network alone runs in `dtype`. Whoever `send`s a tensor in reply
-    to a step has it in place of the step's x_next.
+    The state stays in float32; only the network runs in `dtype`. A tensor that is sent in reply to
+    a step replaces its x_next.
 
     Args:
         network: Sees x_t (B, C, H, W) in `dtype` and t (B,); gives F with C channels, or 2 C where
             the second half is a learned variance (used by "ddpm" with "learned_range" alone).
         scheduler: From `make_scheduler`, for this batch alone.
         x_T: Standard normal noise, (B, C, H, W), float32; with a start, the x_t to begin with.
-        noise_of_step: Index of a step -> the noise that it adds if it adds any, like x_T.
+        noise_of_step: Index of a step -> standard normal noise for it, shaped like x_T.
         dtype: In which the network computes.
         condition: What the network is told besides x_t and t, on its device.
         predicts: What F is, if the scheduler's own prediction type is another.
-        guide: Evaluates the network in the place of one plain evaluation.
+        guide: Replaces the plain evaluation of the network.
         start: The first of the scheduler's timesteps to visit.
     """
     steps_with = prediction(scheduler.config.prediction_type)
@@ -137,7 +137,7 @@ def denoise(
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How images are made of noise, whichever they are.
+    """How to sample: the scheduler, its steps and options, guidance, and caching.
 
     Attributes:
         steps: Steps of the scheduler, at most the training's timesteps.
@@ -164,14 +164,14 @@ class Method:
 
 
 class Cost(NamedTuple):
-    """What a batch takes: the steps that it yields, and whether it draws noise on its way."""
+    """The number of steps that `denoise` yields, and whether any of them draws noise."""
 
     steps: int
     stochastic: bool
 
 
 def rehearse(method: Method, base: Any) -> Cost:
-    """Run a method on one pixel, to see that it can be and what it takes.
+    """Run a method on one pixel, to check that it works and to count its steps.
 
     Args:
         method: What to try.
@@ -205,17 +205,17 @@ def rehearse(method: Method, base: Any) -> Cost:
 
 
 def _begin(scheduler: Any, start: int) -> Tensor | float:
-    """Put a scheduler before one of its timesteps; the scale of its state there, that of x_t is 1.
+    """Start a scheduler at one of its timesteps; returns the scale of its state relative to x_t.
 
-    diffusers' schedulers of sigmas call scale_model_input for the way back.
+    diffusers' sigma-based schedulers define the inverse of that scale by scale_model_input.
     """
-    # Left to themselves they look their first timestep up, and of equal ones take the second.
+    # Otherwise they look their first timestep up, and among equal ones take the second.
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
     if start == 0:
         return scheduler.init_noise_sigma
     if not hasattr(scheduler, "set_begin_index"):
-        return 1.0  # those that know no index go by the timestep that they are told
+        return 1.0  # schedulers without an index go by the timestep they are given
     one = torch.ones(())
     return one / scheduler.scale_model_input(one, scheduler.timesteps[start])
 
@@ -235,10 +235,10 @@ def scales(scheduler: Any, index: int, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _ServedNoise(TorchFunctionMode):
-    """Inside it, `torch.randn` returns the noise that is served.
+    """Inside the context, `torch.randn` returns the given noise.
 
-    The means by which `with torch.device(...)` works. diffusers' schedulers take torch Generators
-    alone, whose CPU seeds have 32 bits and whose numbers depend on the image's type and device.
+    It works like `with torch.device(...)`. diffusers' schedulers accept only torch Generators,
+    whose CPU seeds have 32 bits and whose numbers depend on the image's dtype and device.
     """
 
     def __init__(self, serve: Callable[[], Tensor]) -> None:

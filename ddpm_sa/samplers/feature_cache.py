@@ -1,7 +1,7 @@
-"""Fewer evaluations of what changes little: deep features kept between steps.
+"""DeepCache (Ma et al. 2024): deep features reused between steps.
 
-DeepCache (Ma et al. 2024): from one step to the next the low-resolution part of a U-Net changes
-less than the rest, so it is computed at every n-th evaluation alone.
+From one step to the next the low-resolution part of a U-Net changes less than the rest, so it is
+computed only at every n-th evaluation.
 """
 
 from typing import Any
@@ -13,16 +13,16 @@ from ddpm_sa.models.unet import UNet, UNetOutput
 
 
 class DeepReuse:
-    """A network that evaluates everything below its highest resolution every n-th time.
+    """A network that computes everything below its highest resolution only every n-th time.
 
-    It remembers what it saw: make one for each batch.
+    It keeps state: create one for each batch.
 
     Args:
         unet: A ddpm_sa.UNet of at least two levels.
-        interval: n; with 1 every evaluation is a whole one, bit for bit.
+        interval: n; with 1 every evaluation is complete, bit for bit that of the network.
 
     Raises:
-        ValueError: If the interval is below 1, or the network is none of these.
+        ValueError: If the interval is below 1, or the network does not support it.
     """
 
     def __init__(self, unet: Any, interval: int) -> None:
@@ -32,7 +32,7 @@ class DeepReuse:
         self.deep: Tensor | None = None
 
     def __call__(self, sample: Tensor, t: Tensor, class_labels: Tensor | None = None) -> UNetOutput:
-        """As the network is called."""
+        """Called as the network is."""
         whole = self.evaluations % self.interval == 0
         self.evaluations += 1
         # Guidance in an interval of timesteps changes the size of the batch.
@@ -68,10 +68,10 @@ class DeepReuse:
 def check_interval(unet: Any, interval: int) -> None:
     """
     Raises:
-        ValueError: If this network's deep features cannot be computed every `interval`-th time.
+        ValueError: If this network cannot reuse its deep features with this interval.
     """
     if interval < 1:
-        raise ValueError(f"cache_interval={interval} must be at least 1, which is no reuse")
+        raise ValueError(f"cache_interval={interval} must be at least 1, which reuses nothing")
     if interval == 1:
         return
     if not isinstance(unet, UNet):

@@ -1,7 +1,7 @@
-"""diffusers' schedulers by short name, made to follow a model's own noise schedule.
+"""diffusers' schedulers by short name, set up for a model's own noise schedule.
 
-A solver's options are the settings of its diffusers class, and of that class's `step`, as far as
-they say how to sample; what describes the training is the model's and no option.
+The options of a scheduler are the settings of its diffusers class, and of that class's `step`, that
+say how to sample. Settings that describe the training come from the model and are no options.
 """
 
 import inspect
@@ -28,14 +28,14 @@ CHOICES = {
     "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "data_prediction", "noise_prediction"),
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large"),
 }
-"""Values of options where diffusers does not say them, or says some that fail or will go."""
+"""Values of options that diffusers does not declare, or declares with some that fail."""
 
 
 class VariancePreservingIPNDM(IPNDMScheduler):
     """Improved pseudo-linear multistep of order 4 (Zhang & Chen 2023, iPNDM) on a model's betas.
 
-    diffusers' own has the times and the signal scales of one early network; here they are those of
-    a noise schedule, evenly spaced from the noisiest timestep. It is given eps.
+    diffusers' class has the times and signal scales of one early network built in. Here they are
+    those of a noise schedule, evenly spaced from the noisiest timestep. Its input is eps.
     """
 
     @register_to_config
@@ -68,14 +68,14 @@ class VariancePreservingIPNDM(IPNDMScheduler):
 
 @dataclass(frozen=True)
 class Solver:
-    """How one scheduler is made.
+    """How to construct one scheduler.
 
     Attributes:
         scheduler: Its class, or the name of diffusers' one.
         settings: What differs from the class's defaults.
-        step_options: What its `step` can be asked for, with what it does if it is not.
-        keeps_leading: Whether it follows the model's "leading" timesteps.
-        predictions: The prediction types that it can step with; for others it is given eps.
+        step_options: Options of its `step`, with their defaults.
+        keeps_leading: Whether it keeps the model's "leading" timestep spacing.
+        predictions: The prediction types it can step with; others are converted to eps.
     """
 
     scheduler: str | type
@@ -86,11 +86,11 @@ class Solver:
 
 
 EPSILON, NO_SAMPLE = ("epsilon",), ("epsilon", "v_prediction")
-# Even timesteps let the noise scale s/a of a cosine schedule fall from thousands to ten in one
-# step, whose second evaluation Heun weighs like its first; these are even in its logarithm.
+# With evenly spaced timesteps, the first step on a cosine schedule drops sigma = s/a from thousands
+# to about ten, and Heun weighs both ends equally. Space the steps evenly in log sigma instead.
 SECOND_ORDER = {"use_exponential_sigmas": True}
 SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-"""Options of which a scheduler takes one."""
+"""Options that exclude each other."""
 SCHEDULERS = {
     "ddpm": Solver("DDPMScheduler", keeps_leading=True),
     "ddim": Solver(
@@ -112,8 +112,9 @@ SCHEDULERS = {
         "KDPM2AncestralDiscreteScheduler", SECOND_ORDER, predictions=NO_SAMPLE
     ),
     "lms": Solver("LMSDiscreteScheduler", step_options={"order": 4}),
-    # PNDM takes the v of several timesteps for v of the last, and so misses the image; its
-    # Runge-Kutta start costs 9 evaluations more. Where no signal is left its first steps go astray.
+    # PNDM would combine the v of several timesteps as if they belonged to the last, which gives
+    # wrong images. Its Runge-Kutta start costs 9 more evaluations. On a schedule without terminal
+    # signal its first steps are far off.
     "pndm": Solver(
         "PNDMScheduler",
         {"skip_prk_steps": True, "timestep_spacing": "leading"},
@@ -126,7 +127,7 @@ _OF_THE_TRAINING = {
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
     *("prediction_type", "rescale_betas_zero_snr"),
 }
-# Those of flow-matching networks, which these are not; and lists, which change no image's quality.
+# Settings of flow-matching models, which these are not, and some without effect on the images.
 _NO_OPTIONS = {
     *("use_flow_sigmas", "flow_shift", "use_dynamic_shifting", "time_shift_type"),
     *("disable_corrector", "steps_offset"),
@@ -136,8 +137,8 @@ _NO_OPTIONS = {
 def make_scheduler(name: str, base: Any, steps: int, options: Options | None = None) -> Any:
     """A scheduler for one batch, with the betas, prediction type and clipping of the model's own.
 
-    "ddpm" with fewer steps than the training had does what diffusers does: it visits evenly spaced
-    timesteps, and takes the product of the betas between two of them for one beta.
+    "ddpm" with fewer steps than the training works as in diffusers: it visits evenly spaced
+    timesteps, and each pair of neighbours defines one beta by the ratio of their alphas_cumprod.
 
     Args:
         name: One of SCHEDULERS.
@@ -147,7 +148,7 @@ def make_scheduler(name: str, base: Any, steps: int, options: Options | None = N
 
     Raises:
         ValueError: If the name or an option is unknown, the steps are out of range, or the settings
-            are none that this scheduler can follow.
+            do not suit this scheduler.
     """
     known, options = known_options(name), dict(options or {})
     config = base.config
@@ -182,7 +183,7 @@ def known_options(name: str) -> dict[str, inspect.Parameter]:
     """The options of a scheduler.
 
     Raises:
-        ValueError: If there is no scheduler of that name, or it needs a package that is not there.
+        ValueError: If there is no scheduler of that name, or it needs a missing package.
     """
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler={name!r} is unknown; known are {', '.join(SCHEDULERS)}")
@@ -210,7 +211,7 @@ def _class(name: str) -> Any:
 
 
 def _check_value(option: str, value: Option, parameter: inspect.Parameter) -> None:
-    """diffusers takes any value, and falls back in silence on some that it does not know."""
+    """diffusers accepts any value, and silently falls back to a default for some unknown ones."""
     default = parameter.default
     choices = CHOICES.get(option, ())
     if not choices and get_origin(parameter.annotation) is Literal:
@@ -226,19 +227,19 @@ def _check_value(option: str, value: Option, parameter: inspect.Parameter) -> No
 def _inherited(name: str, base: Any) -> dict[str, Any]:
     """The settings of the model's scheduler that the new one understands.
 
-    Taken by hand: `from_config` leaves out what equals a default of the model's scheduler, and so
-    would give Heun betas of its own, and other timesteps before the model is saved than after.
+    `from_config` would leave out settings that equal the defaults of the model's scheduler. Heun
+    would then use its own betas, and the timesteps would change when the model is saved.
     """
     solver, config = SCHEDULERS[name], base.config
     known = inspect.signature(_class(name).__init__).parameters
     settings = {name: value for name, value in config.items() if name in known}
-    # "leading" is what DDPMScheduler says when nobody chose. It starts below the noise of x_T,
-    # which DDPM and DDIM bear, and which diffusers' own pipelines do.
+    # "leading" is DDPMScheduler's default. It starts below the noise level of x_T, which DDPM and
+    # DDIM tolerate, and which diffusers' own pipelines do.
     if settings.get("timestep_spacing") == "leading" and not solver.keeps_leading:
         del settings["timestep_spacing"]
     if config["prediction_type"] not in solver.predictions:
         settings["prediction_type"] = "epsilon"
-    # What a scheduler does not know of a schedule, it would refuse, or drop without a word.
+    # A scheduler refuses, or silently drops, parts of a noise schedule that it does not know.
     rescaled = config.get("rescale_betas_zero_snr", False)
     if rescaled and "rescale_betas_zero_snr" not in known:
         settings["trained_betas"] = _with_some_terminal_snr(NoiseSchedule.from_scheduler(base))
@@ -247,7 +248,7 @@ def _inherited(name: str, base: Any) -> dict[str, Any]:
         settings["trained_betas"] = NoiseSchedule.from_scheduler(unscaled).betas.tolist()
         settings |= {"beta_schedule": "linear"} if "beta_schedule" in known else {}
     if name != "ddpm":
-        settings.pop("variance_type", None)  # DPM-Solver's "learned" keeps 3 channels, no matter C
+        settings.pop("variance_type", None)  # DPM-Solver's "learned" assumes 3 channels
     elif settings["variance_type"] in ("learned", "fixed_large_log"):
         raise ValueError(
             f"variance_type={settings['variance_type']!r} gives NaN in diffusers' DDPMScheduler, "
@@ -257,9 +258,10 @@ def _inherited(name: str, base: Any) -> dict[str, Any]:
 
 
 def _with_some_terminal_snr(schedule: NoiseSchedule) -> list[float]:
-    """Its betas, but with the last one leaving a little signal, for schedulers that divide by it.
+    """The betas, with a little signal left by the last one, for schedulers that divide by it.
 
-    diffusers leaves a² = 2^-24 in those that know such schedules; or half of the a² before.
+    a² becomes 2^-24, as in those of diffusers' schedulers that know such noise schedules, or half
+    of the a² before it if that is less.
     """
     betas = schedule.betas.clone()
     betas[-1] = max(1 - 2**-24 / schedule.alphas_cumprod[-2].item(), 0.5)
