@@ -52,8 +52,8 @@ class Pipeline(DiffusionPipeline):
         image_format: What the images are; 8 bits, sized as the network says, if None.
 
     Raises:
-        ValueError: If the network does not say its size or contradicts image_format, or the
-            scheduler has no betas.
+        ValueError: If the network does not say its size, its channels are not those of the
+            images, or the scheduler has no betas.
     """
 
     unet: Any
@@ -72,6 +72,7 @@ class Pipeline(DiffusionPipeline):
                 f"image_format has {self.image_format.channels} channels, the network "
                 f"{unet.config.in_channels}"
             )
+        _check_outputs(unet, scheduler, self.image_format.channels)
 
     def __call__(
         self,
@@ -218,17 +219,27 @@ class Pipeline(DiffusionPipeline):
         start: int = 0,
     ) -> Walk:
         """`samplers.denoise.denoise` with this network, from the timestep number `start`."""
+        return self._denoise_with(method, condition)(x, noise_of_step, start=start)
+
+    def stepper(self, method: Method, condition: Condition) -> Callable[..., Step]:
+        """A function (x, noise_of_step, start) -> one step from that timestep.
+
+        Its scheduler, and the deep features that the method may reuse, last from call to call. So
+        it suits schedulers without a history, ddpm and ddim.
+        """
+        denoise_batch = self._denoise_with(method, condition)
+        return lambda x, noise_of_step, start: next(denoise_batch(x, noise_of_step, start=start))
+
+    def _denoise_with(self, method: Method, condition: Condition) -> Callable[..., Walk]:
         reuses = method.cache_interval > 1
-        return denoise(
+        return partial(
+            denoise,
             DeepReuse(self.unet, method.cache_interval) if reuses else self.unet,
             method.make_scheduler(self.scheduler),
-            x,
-            noise_of_step,
-            self.unet.dtype,
+            dtype=self.unet.dtype,
             condition=condition.to(self.device),
             predicts=self.scheduler.config.prediction_type,
             guide=method.guide,
-            start=start,
         )
 
     def noise(self, purpose: str, *, seed: int, indices: Sequence[int], step: int = 0) -> Tensor:
@@ -380,6 +391,19 @@ def _format_of(unet: Any) -> ImageFormat:
         raise ValueError("the network's config has no sample_size; give an image_format")
     height, width = (size, size) if isinstance(size, int) else size
     return ImageFormat(channels=unet.config.in_channels, size=(height, width))
+
+
+def _check_outputs(unet: Any, scheduler: Any, channels: int) -> None:
+    """Other channels would be dropped, or broadcast, without a word."""
+    variance = scheduler.config.get("variance_type") or ""
+    expected = 2 * channels if variance.startswith("learned") else channels
+    found = unet.config.get("out_channels", expected)
+    if found != expected:
+        why = f"variance_type={variance!r}" if variance else "the scheduler"
+        raise ValueError(
+            f"out_channels={found} of the network must be {expected}, for images of {channels} "
+            f"channels and {why}"
+        )
 
 
 @contextlib.contextmanager

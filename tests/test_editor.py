@@ -217,3 +217,43 @@ def test_images_that_cannot_be_halved_are_edited_in_their_own_size():
 def test_edits_that_cannot_be_are_refused_in_words(edit, message):
     with pytest.raises(ValueError, match=message):
         edit(editor(10))
+
+
+TRAILING = {"timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize("level", [0, 50, 98])
+def test_levels_below_the_lowest_timestep_are_refused_and_the_lowest_is_named(level):
+    trailing = editor(10, "ddim", options=TRAILING)  # timesteps 999, 899, ... 99
+    for edit in (
+        lambda: trailing.interpolate(draw(1), draw(1), level, [0.5]),
+        lambda: trailing.sdedit(draw(1), (level + 0.5) / 999),
+    ):
+        with pytest.raises(ValueError, match=f"level={level} lies below .* 99"):
+            edit()
+    assert trailing.interpolate(draw(1), draw(1), 99, [0.5]).isfinite().all()
+
+
+def test_a_level_starts_at_the_nearest_timestep_at_or_below():
+    trailing = editor(10, "ddim", options=TRAILING)
+    assert [int(trailing.start(level).t) for level in (99, 198, 199, 999)] == [99, 99, 199, 999]
+
+
+def test_inpainting_reuses_deep_features_where_it_is_told_to(monkeypatch):
+    torch.manual_seed(0)
+    unet = randomise_(UNet(**SMALL, sample_size=(8, 16)))
+    pipeline = Pipeline(unet, BASE)
+    pipeline.set_progress_bar_config(disable=True)
+    calls = {"conv_in": 0, "mid_block": 0}
+    for name in calls:
+        getattr(unet, name).register_forward_hook(
+            lambda *_, name=name: calls.__setitem__(name, calls[name] + 1)
+        )
+    size = pipeline.image_format.size
+    images, unknown = torch.zeros(1, 3, *size), torch.zeros(size, dtype=torch.bool)
+    unknown[:, :3] = True
+    for interval, deep in ((1, 8), (4, 2)):
+        calls.update(conv_in=0, mid_block=0)
+        method = Method(steps=4, scheduler="ddpm", cache_interval=interval)
+        Editor(pipeline=pipeline, method=method).inpaint(images, unknown, repeats=2)
+        assert calls == {"conv_in": 8, "mid_block": deep}

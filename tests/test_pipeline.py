@@ -344,3 +344,15 @@ def test_parts_that_do_not_fit_are_refused():
         make(sample_size=None)
     with pytest.raises(ValueError, match="3 channels, the network 1"):
         make(image_format=ImageFormat(channels=3, size=(8, 8)))
+
+
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(3, 1), (1, 3), (3, 5), (1, 2)])
+def test_outputs_that_are_no_image_are_refused(in_channels, out_channels):
+    unet = UNet(**SMALL | {"in_channels": in_channels, "out_channels": out_channels})
+    with pytest.raises(ValueError, match=f"out_channels={out_channels}.*{in_channels}"):
+        Pipeline(unet, DDPMScheduler())
+
+
+def test_outputs_twice_as_wide_are_those_of_a_learned_variance():
+    unet = UNet(**SMALL | {"in_channels": 3, "out_channels": 6})
+    assert Pipeline(unet, DDPMScheduler(variance_type="learned_range"))

@@ -62,7 +62,12 @@ class Edits:
         made = self.method.make_scheduler(self.pipeline.scheduler)
         # Those that evaluate twice a step begin at the first of the two.
         firsts = range(0, len(made.timesteps), made.order)
-        number = next((n for n in firsts if made.timesteps[n] <= level), firsts[-1])
+        number = next((n for n in firsts if made.timesteps[n] <= level), None)
+        if number is None:
+            raise ValueError(
+                f"level={level:g} lies below the timesteps of {self.method}, whose lowest is "
+                f"{made.timesteps[firsts[-1]]:g}; use that or a higher one, or more steps"
+            )
         t = made.timesteps[number]
         return Start(number, t, *scales(made, number, t))
 
@@ -130,8 +135,3 @@ class Edits:
         if not x.isfinite().all():
             raise ValueError(f"{self.method} gave values that are not finite; use more steps")
         return x[..., :height, :width].clamp(-1, 1).cpu()
-
-    def one_step(self, x: Tensor, number: int, moment: int, condition: Condition) -> Tensor:
-        """The state after one step from a timestep of the method."""
-        noise = self.noise(STEP_NOISE, range(len(x)), moment)
-        return next(self.pipeline.walk(x, lambda _: noise, self.method, condition, number)).x_next

@@ -159,6 +159,7 @@ class Editor(Edits):
         levels.append((torch.ones(()), torch.zeros(())))
         who, x = range(len(x_0)), self.noise(INITIAL_NOISE, range(len(x_0)))
         condition = self.condition_of(len(x_0), condition)
+        one_step = self.pipeline.stepper(self.method, condition)
         with evaluating(self.pipeline.unet):
             for number in range(len(made.timesteps)):
                 (a, _), (a_next, s_next) = levels[number], levels[number + 1]
@@ -168,7 +169,8 @@ class Editor(Edits):
                         kept = a / a_next
                         back = self.noise(AGAIN_NOISE, who, moment)
                         x = kept * x + (1 - kept**2).sqrt() * back
-                    x = self.one_step(x, number, moment, condition)
+                    noise = self.noise(STEP_NOISE, who, moment)
+                    x = one_step(x, lambda _, noise=noise: noise, start=number).x_next
                     known = a_next * x_0 + s_next * self.noise(KNOWN_NOISE, who, moment)
                     x = torch.where(free, x, known)
         return torch.where(free, x, x_0)[..., : images.shape[-2], : images.shape[-1]].cpu()
