@@ -4,13 +4,13 @@ import re
 
 from tests import (
     test_faults,
+    test_interrupt,
     test_kills,
     test_launchers,
     test_loop,
     test_nonfinite,
     test_resume,
     test_state,
-    test_stop,
 )
 from tests.runs import ROOT
 from training.config import DataConfig, TrainConfig
@@ -22,8 +22,8 @@ SECTION = PAGE.partition("## Stopping, resuming, faults")[2].partition("\n## ")[
 # The first words of each row, and the tests that hold it.
 HELD_BY = {
     "SIGTERM": (
-        test_stop.test_signal_ends_the_run_so_that_it_goes_on_bit_for_bit,
-        test_stop.test_closed_terminal_ends_the_run_so_that_it_goes_on_bit_for_bit,
+        test_interrupt.test_signal_ends_the_run_so_that_it_goes_on_bit_for_bit,
+        test_interrupt.test_closed_terminal_ends_the_run_so_that_it_goes_on_bit_for_bit,
         test_launchers.test_signal_to_the_whole_group_ends_the_run_well,
         test_launchers.test_end_of_torchrun_ends_the_run_well,
     ),
