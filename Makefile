@@ -46,7 +46,8 @@ test-gpu: setup
 
 # What is installed beside them is new, and has old releases warn of its own changes.
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/pytest --numprocesses $(WORKERS) --dist worksteal \
+	PYTHONWARNINGS="ignore:User provided device_type" .venv-oldest/bin/pytest \
+		--numprocesses $(WORKERS) --dist worksteal \
 		-W ignore::DeprecationWarning -W "ignore:User provided device_type of 'cuda':UserWarning"
 
 .venv-oldest/installed: .venv/installed pyproject.toml
