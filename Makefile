@@ -1,5 +1,6 @@
 # make demo   train on 5,000 real digits, sample a grid, draw where the attention looks
 # make test   the default suite      make test-slow   the rest      make test-gpu   on a GPU
+# make test-oldest   the default suite with the lowest versions that pyproject.toml allows
 # make check  lint, format and types
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ THREADS = $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 # One more than cores, for tests wait for processes of their own; four are enough.
 WORKERS = $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() + 1, 4))")
 
-.PHONY: setup demo test test-slow test-gpu check
+.PHONY: setup demo test test-slow test-gpu test-oldest check
 
 # --no-compile: Python compiles what it imports, when it does, and keeps that beside it; all of it
 # at once takes longer. Where it is told to keep nothing, each process would compile torch again.
@@ -42,6 +43,18 @@ test-slow: setup
 
 test-gpu: setup
 	$(BIN)/pytest -m gpu tests/test_gpu.py
+
+# What is installed beside them is new, and has old releases warn of its own changes.
+test-oldest: .venv-oldest/installed
+	PYTHONWARNINGS="ignore:User provided device_type" .venv-oldest/bin/pytest \
+		--numprocesses $(WORKERS) --dist worksteal \
+		-W ignore::DeprecationWarning -W "ignore:User provided device_type of 'cuda':UserWarning"
+
+.venv-oldest/installed: .venv/installed pyproject.toml
+	$(PYTHON) -m venv --clear .venv-oldest
+	$(BIN)/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
+		--editable '.[demo,log,page,eval,dev]'
+	touch $@
 
 check: setup
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ The names below are loaded when first used, so that importing the package costs 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from ddpm_sa.diffusion.schedule import NoiseSchedule
     from ddpm_sa.interpret.ablation import ablate_attention

@@ -63,17 +63,25 @@ def first_file(folder: Path, names: Sequence[str]) -> Path:
 def load_scheduler(folder: Path) -> Any:
     """The diffusers scheduler of a model folder.
 
+    The folder may come from anybody, so the name in it chooses among schedulers and nothing else:
+    DiffusionPipeline.from_pretrained, for one, would run Python files of the folder.
+
     Raises:
-        ValueError: If there is none, or diffusers has none of that name.
+        ValueError: If there is none, or diffusers has none of that name, or cannot use it here.
     """
     path = first_file(folder, SCHEDULER_CONFIGS)
     try:
         name = json.loads(path.read_text()).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is no scheduler's configuration: {error}") from error
-    if not hasattr(diffusers, str(name)):
+    kind: Any = getattr(diffusers, str(name), None)
+    # Where a package is missing, diffusers has a stand-in of the same name.
+    missing = getattr(kind, "_backends", None)
+    if str(name).endswith("Scheduler") and missing:
+        raise ValueError(f"{path} is of {name}, which needs {' and '.join(missing)}")
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise ValueError(f"{path} is of {name!r}, which is no scheduler of diffusers")
-    return getattr(diffusers, name).from_pretrained(path.parent)
+    return kind.from_pretrained(path.parent)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ what each costs, and what came of those that were run.
 
 import dataclasses
 import json
-import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Literal, get_args
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm_sa import Pipeline
-from ddpm_sa.cli import parse, run_program
+from ddpm_sa.cli import command_line, parse, run_program
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.metrics.features import open_features
@@ -120,7 +119,7 @@ def main() -> None:
             found = EXPERIMENTS[name](run)
             if here.is_main_process and found:
                 record = {
-                    "command": shlex.join(["python", *sys.argv]),
+                    "command": command_line(),
                     "settings": dataclasses.asdict(settings),
                     "environment": environment,
                     name: found,

@@ -33,6 +33,7 @@ FLOORS = [
     {"model_folder"},
     {"pipeline"},
     {"editing", "checkpoints", "metrics"},
+    {"__main__"},
 ]
 # The same for the programs' packages: training, then sampling.
 TRAINING = [

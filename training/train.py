@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import training as training  # sets what torch reads when it is loaded
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.load import open_images
 from ddpm_sa.distributed import leave
@@ -30,7 +31,7 @@ from training.reporting.startup import report
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says, then leave the process group."""
-    train(parse(TrainConfig, argv))
+    train(parse(TrainConfig, argv, __doc__))
     leave()
 
 

@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm_sa.cli import command_line
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.metrics.features import Extractor
 from ddpm_sa.metrics.nearest_neighbours import NEIGHBOURS
@@ -89,7 +88,7 @@ def record_of(
 ) -> dict[str, Any]:
     """What evaluation.json keeps, so that every number can be made again."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "settings": settings,
         "seed": settings["seed"],
         "features": {
