@@ -79,13 +79,16 @@ def save_grid(images: Tensor, path: str) -> None:
     Image.fromarray(grid.reshape(rows * height, rows * width).numpy()).save(path)
 
 
-def main() -> None:
+def read_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=1000, help="training steps of 32 images")
     parser.add_argument("--output", default="digits.png", help="where the grid is saved")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    return parser.parse_args(words)
 
+
+def main() -> None:
+    arguments = read_arguments()
     torch.manual_seed(arguments.seed)
     # Section 4: T = 1000, and beta grows linearly from 1e-4 to 0.02.
     schedule = NoiseSchedule.linear(1000, 1e-4, 0.02)
