@@ -55,18 +55,21 @@ def train(network: UNet, schedule: NoiseSchedule, images: Tensor, steps: int) ->
 
 @torch.inference_mode()
 def sample(network: UNet, schedule: NoiseSchedule, shape: tuple[int, ...]) -> Tensor:
-    """Algorithm 2. Returns images of this shape, (B, C, H, W), about in [-1, 1]."""
-    betas, alphas_cumprod = schedule.betas.tolist(), schedule.alphas_cumprod.tolist()
+    """Algorithm 2. Returns images of this shape, (B, C, H, W), in [-1, 1]."""
     # Line 1: x_T ~ N(0, I).
     x_t = torch.randn(shape)
     # Line 2: for t = T, ..., 1.
     for t in reversed(range(len(schedule))):
         # Line 3: z ~ N(0, I), but no noise in the last step.
         z = torch.randn(shape) if t > 0 else torch.zeros(shape)
-        # Line 4: the mean of p(x_{t-1} | x_t)  (eq. 11), plus sigma_t z with sigma_t² = beta_t.
+        # Line 4, in two parts. The predicted noise implies an x_0 (eq. 15), and x_0 implies the
+        # mean of x_{t-1} (eq. 7). Without the clamp, which the authors' code has too, the two
+        # equations give exactly the mean in the paper (eq. 11).
         eps = network(x_t, t).sample
-        mean = x_t - betas[t] / (1 - alphas_cumprod[t]) ** 0.5 * eps
-        x_t = mean / (1 - betas[t]) ** 0.5 + betas[t] ** 0.5 * z
+        x_0 = ((x_t - schedule.s[t] * eps) / schedule.a[t]).clamp(-1, 1)
+        mean = schedule.posterior_mean_coef1[t] * x_0 + schedule.posterior_mean_coef2[t] * x_t
+        # The variance sigma_t² is beta_t (section 3.2).
+        x_t = mean + schedule.betas[t].sqrt() * z
     return x_t
 
 
@@ -101,7 +104,9 @@ def main() -> None:
     digits = sample(network, schedule, (25, 1, 28, 28))
 
     save_grid(digits, arguments.output)
-    print(f"mean loss of the last tenth of the steps: {np.mean(losses[-(len(losses) // 10) :]):.4f}")
+    print(
+        f"mean loss of the last tenth of the steps: {np.mean(losses[-(len(losses) // 10) :]):.4f}"
+    )
     for name, group in (("real", images), ("sampled", digits)):
         print(f"{name} pixels: mean {group.mean():+.3f}, standard deviation {group.std():.3f}")
     print(f"saved {arguments.output}")

@@ -10,7 +10,9 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
-_BLOCK = re.compile(r"(?:<!-- skip: (?P<reason>.+?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```", re.S)
+_BLOCK = re.compile(
+    r"(?:<!-- skip: (?P<reason>.+?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```", re.S
+)
 _PROGRAM = re.compile(r"(training|sampling|benchmarks|examples)/\w+\.py")
 
 
@@ -54,5 +56,5 @@ def split_command(command: str) -> tuple[str, list[str]]:
 def links_of(page: Path) -> list[str]:
     """Links and pictures of a page that are no web addresses."""
     text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
-    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[\^?\w+\]: (\S+)$", text, re.M)
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
     return [link for link in links if not link.startswith("http")]

@@ -35,7 +35,9 @@ SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 def demo_model(tmp_path_factory) -> Path:
     """A folder like that of `make demo`: grey images of 32 x 32, attention at 16 x 16 and below."""
     torch.manual_seed(0)
-    settings = preset("tiny").unet | {"in_channels": 1, "out_channels": 1, "sample_size": 32}
+    grey = {"in_channels": 1, "out_channels": 1, "sample_size": 32}
+    small = {"block_out_channels": (8, 16), "norm_num_groups": 2}
+    settings = preset("tiny").unet | grey | small
     folder = tmp_path_factory.mktemp("demo") / "model"
     Pipeline(UNet(**settings), DDPMScheduler(**preset("tiny").scheduler)).save_pretrained(folder)
     return folder
@@ -104,9 +106,9 @@ def flags_of(config: type) -> set[str]:
     [
         ("training.md", ["training.config"]),
         ("resuming.md", ["training.config"]),
-        ("sampling.md", ["sampling.sample"]),
+        ("sampling.md", ["sampling.sample", "training.config"]),
         ("editing.md", ["sampling.edit"]),
-        ("evaluation.md", ["sampling.evaluate"]),
+        ("evaluation.md", ["sampling.evaluate", "training.config"]),
         ("converting.md", ["sampling.convert"]),
         ("paper.md", ["sampling.paper", "training.config"]),
         ("memory.md", ["training.config", "sampling.sample"]),
