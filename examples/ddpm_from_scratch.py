@@ -95,8 +95,8 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     # Section 4: T = 1000, and beta grows linearly from 1e-4 to 0.02.
     schedule = NoiseSchedule.linear(1000, 1e-4, 0.02)
-    # A small version of the paper's U-Net, with attention in its middle levels.
-    network = UNet(**preset("mnist").unet | {"sample_size": 28}).paper_init_()
+    # A small version of the paper's U-Net, for any size that can be halved twice.
+    network = UNet(**preset("mnist").unet).paper_init_()
     images = load_digits()
 
     losses = train(network, schedule, images, arguments.steps)
