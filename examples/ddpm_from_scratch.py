@@ -83,7 +83,7 @@ def save_grid(images: Tensor, path: str) -> None:
 
 
 def read_arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train on digits, then sample a grid.")
     parser.add_argument("--steps", type=int, default=1000, help="training steps of 32 images")
     parser.add_argument("--output", default="digits.png", help="where the grid is saved")
     parser.add_argument("--seed", type=int, default=0)
