@@ -1,7 +1,8 @@
 # make demo   train on 5,000 real digits, sample a grid, draw where the attention looks
 # make test   the default suite      make test-slow   the rest      make test-gpu   on a GPU
 # make test-oldest   the default suite with the lowest versions that pyproject.toml allows
-# make check  lint, format and types
+# make check  lint, format, types, and the documentation
+# make docs   the documentation, as a site: site/index.html
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +12,7 @@ THREADS = $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 # One more than cores, for tests wait for processes of their own; four are enough.
 WORKERS = $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() + 1, 4))")
 
-.PHONY: setup demo test test-slow test-gpu test-oldest check
+.PHONY: setup demo test test-slow test-gpu test-oldest check docs
 
 # --no-compile: Python compiles what it imports, when it does, and keeps that beside it; all of it
 # at once takes longer. Where it is told to keep nothing, each process would compile torch again.
@@ -56,7 +57,15 @@ test-oldest: .venv-oldest/installed
 		--editable '.[demo,log,page,eval,dev]'
 	touch $@
 
-check: setup
+check: setup docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# A stamp of its own, so that `make demo` installs no more than it needs.
+.venv/docs-installed: .venv/installed
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: .venv/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -1,63 +1,37 @@
-"""What the README says, typed as written."""
+"""What the README promises, beside what tests/test_docs.py holds of every page."""
 
 import re
-import shlex
-from pathlib import Path
 
-import pytest
-import torch
-from diffusers import DDPMScheduler
+from tests.pages import README, commands_of
 
-from ddpm_sa import Pipeline, UNet, preset
-from ddpm_sa.cli import parse, repeated
-from sampling.ablation import Settings as AblationSettings
-from sampling.app import Settings as AppSettings
-from sampling.attention import Settings as AttentionSettings
-from sampling.attention import gather_queries
-from sampling.edit import Settings as EditSettings
-from sampling.evaluate import Settings as EvaluateSettings
-from sampling.sample import Settings as SampleSettings
-from training.config import TrainConfig
-
-ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(python)?\n(.*?)```", TEXT, flags=re.DOTALL)
-PYTHON = [code for language, code in BLOCKS if language]
-SHELL = "\n".join(code for language, code in BLOCKS if not language).replace("\\\n", " ")
-PROGRAMS = {
-    "training/train.py": TrainConfig,
-    "sampling/sample.py": SampleSettings,
-    "sampling/ablation.py": AblationSettings,
-    "sampling/app.py": AppSettings,
-    "sampling/edit.py": EditSettings,
-    "sampling/evaluate.py": EvaluateSettings,
-    "sampling/attention.py": AttentionSettings,
-}
-COMMANDS = [line for line in SHELL.splitlines() if any(name in line for name in PROGRAMS)]
+TEXT = README.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
-def test_python_in_the_readme_runs(code, tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    settings = preset("tiny").unet | {"in_channels": 1, "out_channels": 1}
-    scheduler = DDPMScheduler(**preset("tiny").scheduler)
-    Pipeline(UNet(**settings), scheduler).save_pretrained(tmp_path / "runs/demo/model")
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert len(names["images"]) in (4, 16)
+def paragraphs() -> list[str]:
+    """The README's running text."""
+    text = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
+    return [part for part in text.split("\n\n") if part[:1] not in "#|![-`\n" and part.strip()]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_in_the_readme_are_understood(command, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    words = shlex.split(command, comments=True)
-    name = next(word for word in words if word in PROGRAMS)
-    rest = words[words.index(name) + 1 :]
-    several = name == "sampling/evaluate.py"
-    parse(PROGRAMS[name], repeated(rest, "model") if several else gather_queries(rest))
+def test_no_paragraph_is_longer_than_six_lines():
+    """Six lines of 100 characters, as the page is shown."""
+    for paragraph in paragraphs():
+        assert len(re.sub(r"\]\([^)]*\)", "]", paragraph)) <= 600, paragraph
 
 
-def test_readme_has_both_of_these():
-    assert len(PYTHON) == 2
-    assert len(COMMANDS) >= 5
+def test_every_claim_of_the_comparison_has_a_source():
+    table = TEXT.partition("## Comparison")[2].partition("\n\n[^")[0]
+    used = set(re.findall(r"\[\^(\w+)\]", table))
+    given = set(re.findall(r"^\[\^(\w+)\]: \[", TEXT, re.MULTILINE))
+    assert used == given
+    for row in table.splitlines():
+        if row.startswith("| ") and not row.startswith(("| |", "| license")):
+            for cell in row.split("|")[2:-1]:
+                bare = "not documented" in cell or "left to the user" in cell
+                assert bare or "[^" in cell or cell.strip() == "package and programs", cell
+
+
+def test_readme_has_a_command_for_each_thing_a_user_does():
+    commands = " ".join(commands_of(README))
+    for program in ("training/train.py", "sampling/sample.py", "sampling/attention.py"):
+        assert program in commands
