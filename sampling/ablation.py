@@ -22,9 +22,13 @@ from ddpm_sa import Pipeline, ablate_attention
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.interpret.ablation import Replacement
 from ddpm_sa.models.attention_slots import attention_layers
-from sampling.attention import made_folder, need_matplotlib
 from sampling.common.device import device_named
 from sampling.common.model_loading import ModelSettings
+from sampling.common.output_folder import (
+    make_output_folder,
+    require_matplotlib,
+    write_atomically,
+)
 
 REPLACEMENTS: tuple[Replacement, ...] = ("identity", "uniform", "local")
 SPLITS = 200
@@ -76,7 +80,7 @@ class Row:
 
 def main() -> None:
     settings = parse(Settings)
-    need_matplotlib()
+    require_matplotlib()
     pipeline = settings.open(settings.model)
     layers = list(attention_layers(pipeline.unet))
     pipeline.to(device_named(settings.device))
@@ -84,7 +88,7 @@ def main() -> None:
     count = settings.num_images
     # In the batches of the other rows, whose sums have the same order of adding up.
     images, others = (_sample(pipeline, settings, range(i, i + count)) for i in (0, count))
-    folder = made_folder(Path(settings.output_dir))
+    folder = make_output_folder(Path(settings.output_dir))
 
     rows = [Row([], "none", 0.0, energy_distance(images, others))]
     pictures = [images]
@@ -171,9 +175,8 @@ def _write(
         ("ablation.md", "\n".join(lines)),
         ("ablation.json", json.dumps(record, indent=1)),
     ):
-        partial = folder / f"{name}.partial"
-        partial.write_text(text + "\n")
-        partial.rename(folder / name)
+        with write_atomically(folder / name) as partial:
+            partial.write_text(text + "\n")
     names = [f"{_called(row)}\n{row.replacement}" for row in rows]
     title = f"Attention replaced while sampling, the same noise in each column\n{told}"
     save(draw_ablation(names, pictures, title), folder / "ablation.png")

@@ -9,7 +9,6 @@ attention.npz (the numbers of every layer and head at every step).
 """
 
 import dataclasses
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from ddpm_sa.cli import parse, run_program
 from ddpm_sa.models.attention_slots import attention_layers
 from sampling.common.device import device_named
 from sampling.common.model_loading import ModelSettings
+from sampling.common.output_folder import make_output_folder, require_matplotlib
 from sampling.common.trajectory import Course, Denoising, Making, brightest_and_darkest, follow
 
 MOST_QUERIES = 12  # more are no figure that one can read
@@ -74,14 +74,14 @@ class Settings(ModelSettings):
 
 def main() -> None:
     settings = parse(Settings, gather_queries(sys.argv[1:]))
-    need_matplotlib()
+    require_matplotlib()
     pipeline = settings.open(settings.model)
     layer = _layer(pipeline, settings.layer)
     _check_queries(settings.query, pipeline.image_format.size)
     making = settings.making()
     making.evaluations(pipeline)  # refuses in time
     pipeline.to(device_named(settings.device))
-    folder = made_folder(Path(settings.output_dir))
+    folder = make_output_folder(Path(settings.output_dir))
 
     pipeline.set_progress_bar_config(desc="denoising", unit="evaluation")
     course = _course(pipeline, making, settings.query)
@@ -113,17 +113,6 @@ def draw_all(course: Course, layer: str, which: str, folder: Path) -> list[str]:
     save_animation(course, layer, f"{layer}, mean of heads\n{which}", folder / "attention.gif")
     course.write(folder / "attention.npz")
     return [*figures, "attention.gif", "attention.npz"]
-
-
-def need_matplotlib() -> None:
-    """
-    Raises:
-        ValueError: If it is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError(f"the figures need {error.name}: pip install {error.name}") from error
 
 
 def _course(pipeline: Pipeline, making: Making, queries: Sequence[tuple[int, int]]) -> Course:
@@ -182,17 +171,6 @@ def _check_queries(queries: Sequence[tuple[int, int]], size: tuple[int, int]) ->
                 f"query={y},{x} lies outside the image of {size[0]} x {size[1]} pixels; y comes "
                 "first, both count from 0"
             )
-
-
-def made_folder(folder: Path) -> Path:
-    """A folder that is there and can be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output_dir={folder} cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"output_dir={folder} cannot be written to")
-    return folder
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from ddpm_sa.pipeline import Batch
 from sampling.common.device import device_named
 from sampling.common.image_files import read_images, read_mask
 from sampling.common.model_loading import ModelSettings, environment_of, identity_of
-from sampling.common.sample_folder import GRID, save_images, save_picture, written_aside
+from sampling.common.output_folder import write_atomically
+from sampling.common.sample_folder import GRID, save_images, save_picture
 from sampling.common.sampler_settings import MethodSettings
 
 Edit = Literal["sdedit", "interpolate", "inpaint", "variations", "progressive", "reconstruct"]
@@ -103,7 +104,7 @@ def main() -> None:
         old.unlink()
     save_images(folder, Batch(list(range(len(made))), made), image_format)
     save_picture(image_grid(visible(torch.cat([given, made]))), folder / GRID)
-    with written_aside(folder / "edit.json") as partial:
+    with write_atomically(folder / "edit.json") as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
     print(f"{len(made)} images made: {folder / GRID}")
 

@@ -23,26 +23,23 @@ from accelerate import PartialState
 
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, repeated, run_program
-from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.dataset import Images
-from ddpm_sa.data.load import open_images
 from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.samplers.denoise import Method
-from sampling.attention import made_folder, need_matplotlib
 from sampling.common.device import device_of
 from sampling.common.model_loading import ModelSettings, environment_of, identity_of
+from sampling.common.output_folder import make_output_folder, require_matplotlib
 from sampling.common.sampler_settings import MethodSettings
 from sampling.evaluation.held_out_loss import Looks, likelihood, losses
 from sampling.evaluation.image_sets import (
     Entrant,
-    data_of_run,
     files_of,
-    first_shape,
     real_images,
     samples_of,
 )
 from sampling.evaluation.memorization import HELD_OUT, Kept, look_up
+from sampling.evaluation.real_data import open_real_images
 from sampling.evaluation.scores import Measured, measured, of_real
 from sampling.evaluation.summary import lines_of, not_held_out, record_of, table, warnings_of, write
 
@@ -100,7 +97,7 @@ class Settings(MethodSettings, ModelSettings):
 def main() -> None:
     settings = parse(Settings, repeated(sys.argv[1:], "model", "samples"))
     here = join()
-    need_matplotlib()
+    require_matplotlib()
     device = device_of(here, settings.device)
     extractor = open_features(settings.features, device)
     pipelines = {name: settings.open(name) for name in settings.model}
@@ -108,9 +105,19 @@ def main() -> None:
     for pipeline in pipelines.values():  # before its method: a weaker model goes where this is
         pipeline.to(device)
     methods = {name: settings.method(pipeline) for name, pipeline in pipelines.items()}
-    images = real_of(settings, pipelines)
+    images = open_real_images(
+        pipelines,
+        settings.samples,
+        data=settings.data,
+        fit=settings.fit,
+        split=settings.split,
+        validation=settings.validation,
+        need_labels=bool(settings.likelihood or settings.losses),
+        need_held_out=bool(settings.nearest or settings.likelihood),
+    )
     folder = by_process_0(
-        partial(made_folder, Path(settings.output_dir)), f"{settings.output_dir} cannot be made"
+        partial(make_output_folder, Path(settings.output_dir)),
+        f"{settings.output_dir} cannot be created",
     )
 
     real = of_real(images, extractor, settings.batch_size, here)
@@ -175,60 +182,6 @@ def looks(
             count = settings.likelihood
             found.likelihood[name] = likelihood(name, pipeline, held_out, count, seed, size, here)
     return found
-
-
-def real_of(settings: Settings, pipelines: dict[str, Pipeline]) -> Images:
-    """The real images, of the kind that all models and folders have.
-
-    Raises:
-        ValueError: If they cannot be read, or the models' images are not of one kind.
-    """
-    kinds = {name: pipeline.image_format for name, pipeline in pipelines.items()}
-    networks = [pipeline.unet for pipeline in pipelines.values()]
-    labelled = any(network.config.num_class_embeds is not None for network in networks)
-    labelled &= bool(settings.likelihood or settings.losses)
-    if not labelled:
-        kinds = {name: dataclasses.replace(kind, labels=None) for name, kind in kinds.items()}
-    config = data_of_run(settings.model[0]) if settings.model and settings.data is None else None
-    if config is None and settings.data is None:
-        raise ValueError("data is not given, and the model lies in no run folder; give --data")
-    if kinds:
-        first = next(iter(kinds))
-        channels, size, value_range = (
-            kinds[first].channels,
-            kinds[first].size,
-            kinds[first].value_range,
-        )
-    else:
-        channels, *sides = first_shape(settings.samples[0])
-        size, value_range = (sides[0], sides[1]), None
-    if config is None:
-        assert settings.data is not None
-        config = DataConfig(source=settings.data, fit=settings.fit, split=settings.split)
-    images = open_images(
-        dataclasses.replace(
-            config,
-            size=f"{size[0]}x{size[1]}",
-            channels=channels,
-            value_range=value_range,
-            validation=settings.validation or config.validation,
-            class_conditional=labelled,
-            labels=config.labels if labelled else None,
-            label_dropout=0.0,
-            streaming=False,
-        )
-    )
-    if images.validation is None and (settings.nearest or settings.likelihood):
-        raise ValueError(
-            "nearest and likelihood are about held-out images; give --validation, such as 0.1"
-        )
-    for name, kind in kinds.items():
-        if kind != images.format:
-            raise ValueError(
-                f"{name} makes {kind}, the images of {config.source} are {images.format}; only "
-                "images of one kind can be compared"
-            )
-    return images
 
 
 if __name__ == "__main__":

@@ -17,18 +17,19 @@ from typing import Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ddpm_sa import Pipeline
 from ddpm_sa.cli import command_line, parse, run_program
-from ddpm_sa.data.dataset import Images
 from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.metrics.features import open_features
-from sampling import evaluate
-from sampling.attention import made_folder, need_matplotlib
 from sampling.common.device import device_of
 from sampling.common.model_loading import ModelSettings, environment_of, identity_of
-from sampling.common.sample_folder import written_aside
+from sampling.common.output_folder import (
+    make_output_folder,
+    require_matplotlib,
+    write_atomically,
+)
 from sampling.common.sampler_settings import MethodSettings
 from sampling.evaluation.paper_experiments import EXPERIMENTS, Run
+from sampling.evaluation.real_data import open_real_images
 
 Experiment = Literal["table1", "table4", "figure6", "figure7", "figure8"]
 KNOWN: tuple[Experiment, ...] = get_args(Experiment)
@@ -84,20 +85,31 @@ class Settings(ModelSettings):
 def main() -> None:
     settings = parse(Settings)
     here = join()
-    need_matplotlib()
+    require_matplotlib()
     device = device_of(here, settings.device)
     pipeline = settings.open(settings.model)
     if pipeline.unet.config["num_class_embeds"] is not None:
         raise ValueError("the paper's networks are unconditional; this one is told classes")
     steps = settings.steps or pipeline.scheduler.config.num_train_timesteps
     method = MethodSettings(steps=steps, scheduler="ddpm").method(pipeline)
-    images = images_of(settings, pipeline) if NEED_IMAGES & {*settings.experiments} else None
+    images = None
+    if NEED_IMAGES & {*settings.experiments}:
+        images = open_real_images(
+            {settings.model: pipeline},
+            data=settings.data,
+            fit=settings.fit,
+            split=settings.split,
+            validation=settings.validation,
+            need_labels=False,  # the model is unconditional
+            need_held_out=True,
+        )
     wants_features = "table1" in settings.experiments
     extractor = open_features(settings.features, device) if wants_features else None
     environment = environment_of(settings.model, device, here.num_processes)
     environment |= identity_of(pipeline)
     folder = by_process_0(
-        partial(made_folder, Path(settings.output_dir)), f"{settings.output_dir} cannot be made"
+        partial(make_output_folder, Path(settings.output_dir)),
+        f"{settings.output_dir} cannot be created",
     )
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
@@ -124,24 +136,10 @@ def main() -> None:
                     "environment": environment,
                     name: found,
                 }
-                with written_aside(folder / f"{name}.json") as aside:
+                with write_atomically(folder / f"{name}.json") as aside:
                     aside.write_text(json.dumps(record, indent=1) + "\n")
     here.wait_for_everyone()
     leave()
-
-
-def images_of(settings: Settings, pipeline: Pipeline) -> Images:
-    """The images of the training, and beside them those held out, all of the model's kind."""
-    asked = evaluate.Settings(
-        output_dir=settings.output_dir,
-        model=[settings.model],
-        data=settings.data,
-        fit=settings.fit,
-        split=settings.split,
-        validation=settings.validation,
-        likelihood=settings.likelihood,  # so that it asks for those held out
-    )
-    return evaluate.real_of(asked, {settings.model: pipeline})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from ddpm_sa.data.load import split
 from ddpm_sa.image_format import ImageFormat
 from sampling import sample as sampling_program
 from sampling.evaluate import main
-from sampling.evaluation.image_sets import data_of_run
+from sampling.evaluation.real_data import read_run_data_config
 from tests.runs import picture_folder
 from tests.workers import Workers
 
@@ -174,7 +174,7 @@ def test_fewer_images_than_features_are_warned_of(places, evaluate, tmp_path):
     ("words", "said"),
     [
         (["--data", "DIR/real"], "nothing to measure: give --model or --samples"),
-        (["--model", "DIR/model"], "the model lies in no run folder; give --data"),
+        (["--model", "DIR/model"], "the model is not part of a run folder; give --data"),
         (
             ["--samples", "DIR/few", "--data", "DIR/real"],
             "few: 3 images have no 3 neighbours; give 4 at least",
@@ -185,7 +185,7 @@ def test_fewer_images_than_features_are_warned_of(places, evaluate, tmp_path):
         ),
         (
             ["--model", "DIR/model", "--model", "DIR/grey-model", "--data", "DIR/real"],
-            "only images of one kind can be compared",
+            "only images of the same format can be compared",
         ),
         (["--samples", "DIR", "--data", "DIR/real"], "holds no image"),
         (["--samples", "DIR/real", "--data", "DIR/nowhere"], "neither a folder nor a file"),
@@ -225,10 +225,10 @@ def test_a_model_or_a_checkpoint_of_a_run_knows_the_images_of_its_config(tmp_pat
         (run / name).mkdir(parents=True)
     (run / "config.yaml").write_text("data:\n  source: photographs\n")
     for folder in (run, run / "model", run / "checkpoints" / "step-00000001"):
-        found = data_of_run(str(folder))
+        found = read_run_data_config(str(folder))
         assert found is not None
         assert found.source == "photographs"
-    assert data_of_run(str(tmp_path)) is None
+    assert read_run_data_config(str(tmp_path)) is None
 
 
 def test_images_of_any_kind_are_measured(evaluate, tmp_path):
@@ -340,7 +340,7 @@ def test_a_model_of_classes_is_told_those_of_the_images(evaluate, tmp_path):
     (data / "cat").rename(data / "bird")
     code, _, error = evaluate(*words, "--validation", "0.2", "--output_dir", tmp_path / "other")
     assert code == 2
-    assert "only images of one kind can be compared" in error
+    assert "only images of the same format can be compared" in error
 
 
 @pytest.mark.parametrize("look", ["nearest", "likelihood"])
@@ -348,7 +348,7 @@ def test_looks_at_held_out_images_need_some(look, places, evaluate, tmp_path):
     words = ["--samples", places / "other", "--data", places / "real", "--features", FEATURES]
     code, _, error = evaluate(*words, f"--{look}", 4, "--output_dir", tmp_path)
     assert code == 2
-    assert "are about held-out images; give --validation, such as 0.1" in error
+    assert "need held-out images; give --validation, such as 0.1" in error
 
 
 def test_images_that_the_run_did_not_hold_out_are_said_to_be_seen(places, evaluate, tmp_path):

@@ -1,9 +1,8 @@
 """A folder of samples: a file for each image, a grid, and a JSON to make each of them again."""
 
-import contextlib
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ddpm_sa.image_format import (
     visible,
 )
 from ddpm_sa.pipeline import Batch
+from sampling.common.output_folder import write_atomically
 
 RECORD = "samples.json"
 GRID = "grid.png"
@@ -63,9 +63,8 @@ def begin(
     images = _images_so_far(folder, settings, images) | images
     folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": settings, "environment": environment, "images": images}
-    partial = folder / f"{RECORD}.partial"
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.rename(folder / RECORD)
+    with write_atomically(folder / RECORD) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n")
     return [index for index in class_labels if not image_file(folder, index, image_format).exists()]
 
 
@@ -77,13 +76,13 @@ def save_images(folder: Path, batch: Batch, image_format: ImageFormat) -> None:
         if image_format.is_picture:
             save_picture(to_pil(image[None])[0], path)
         else:
-            with written_aside(path) as partial, partial.open("wb") as file:
+            with write_atomically(path) as partial, partial.open("wb") as file:
                 np.save(file, image)
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all."""
-    with written_aside(path) as partial:
+    with write_atomically(path) as partial:
         picture.save(partial, format="png")
 
 
@@ -109,21 +108,13 @@ def save_array(folder: Path, indices: Sequence[int], image_format: ImageFormat) 
         "shape": (len(indices), height, width, channels),
     }
     with (
-        written_aside(folder / ARRAY) as partial,
+        write_atomically(folder / ARRAY) as partial,
         zipfile.ZipFile(partial, "w") as archive,
         archive.open("arr_0.npy", "w", force_zip64=True) as file,
     ):
         np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
         for index in indices:
             file.write(np.ascontiguousarray(load_image(folder, index, image_format)).tobytes())
-
-
-@contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A name to write under, which becomes `path` once that is done."""
-    partial = path.with_name(f"{path.name}.partial")
-    yield partial
-    partial.rename(path)
 
 
 def _images_so_far(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ddpm_sa import Pipeline, measure_attention, record_attention
 from ddpm_sa.condition import Condition
 from ddpm_sa.samplers.denoise import Method, Step, rehearse
+from sampling.common.output_folder import write_atomically
 
 MEASURES = ("entropy", "distance", "local_share", "overlap")
 Array = NDArray[np.float32]
@@ -120,10 +121,8 @@ class Course(Denoising):
         arrays |= {f"maps/{layer}": maps for layer, maps in self.maps.items()}
         for layer, measures in self.measures.items():
             arrays |= {f"{name}/{layer}": array for name, array in measures.items()}
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
+        with write_atomically(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **arrays)
-        partial.rename(path)
 
 
 def follow(

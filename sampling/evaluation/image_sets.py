@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_sa import Pipeline
-from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.image_format import ImageFormat, from_tensor, to_tensor
 from ddpm_sa.samplers.denoise import Method
@@ -114,20 +112,9 @@ def sample_files(folder: str) -> list[Path]:
     return files
 
 
-def first_shape(folder: str) -> tuple[int, int, int]:
+def first_image_shape(folder: str) -> tuple[int, int, int]:
     """(C, H, W) of the first image of a folder."""
     file = sample_files(folder)[0]
     array = np.load(file) if file.suffix == ".npy" else np.asarray(Image.open(file))
     height, width, channels = (*array.shape, 1)[:3]
     return channels, height, width
-
-
-def data_of_run(model: str) -> DataConfig | None:
-    """The images that a run folder's config.yaml names; None if the model lies in no run folder."""
-    for folder in (Path(model), *Path(model).parents[:2]):  # a run, a model or a checkpoint of one
-        if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
-            settings = yaml.safe_load((folder / "config.yaml").read_text())["data"]
-            if settings.get("value_range") is not None:
-                settings["value_range"] = tuple(settings["value_range"])
-            return DataConfig(**settings)
-    return None

@@ -10,10 +10,10 @@ from ddpm_sa.cli import command_line
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.metrics.features import Extractor
 from ddpm_sa.metrics.nearest_neighbours import NEIGHBOURS
-from sampling.common.sample_folder import written_aside
+from sampling.common.output_folder import write_atomically
 from sampling.evaluation.held_out_loss import Looks
-from sampling.evaluation.image_sets import data_of_run
 from sampling.evaluation.memorization import copies
+from sampling.evaluation.real_data import read_run_data_config
 from sampling.evaluation.scores import KEPT, Measured, Real
 from sampling.figures.panels import save
 
@@ -74,7 +74,7 @@ def warnings_of(real: Real, results: Sequence[Measured]) -> list[str]:
 
 def not_held_out(models: Sequence[str], validation: float | str | None) -> list[str]:
     """Which models' runs held out other images than these, or none."""
-    runs = {name: data_of_run(name) for name in models}
+    runs = {name: read_run_data_config(name) for name in models}
     return [
         f"{name} was trained with data.validation={run.validation}: what is held out here, it has "
         "seen"
@@ -162,7 +162,7 @@ def write(
         figures["losses"] = draw.losses(closer.losses)
     if closer.likelihood:
         figures["likelihood"] = draw.likelihood(closer.likelihood)
-    with written_aside(folder / "evaluation.json") as partial:
+    with write_atomically(folder / "evaluation.json") as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
     for name, figure in figures.items():
         save(figure, folder / f"{name}.png")

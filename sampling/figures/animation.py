@@ -10,7 +10,7 @@ from ddpm_sa import Pipeline
 from ddpm_sa.editing.editor import Editor
 from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.samplers.denoise import Method
-from sampling.common.sample_folder import written_aside
+from sampling.common.output_folder import write_atomically
 
 FRAMES = 40
 MILLISECONDS = 60
@@ -40,7 +40,7 @@ def save_frames(frames: Sequence[Image.Image], path: Path) -> None:
     """Write pictures as one that moves and stays at its last for a second."""
     times = [MILLISECONDS] * (len(frames) - 1) + [1000]
     kind = path.suffix[1:]
-    with written_aside(path) as partial:
+    with write_atomically(path) as partial:
         frames[0].save(
             partial,
             format=kind,

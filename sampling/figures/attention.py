@@ -6,6 +6,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sampling.common.output_folder import write_atomically
 from sampling.common.trajectory import Course, Denoising
 from sampling.figures.panels import (
     DOTS,
@@ -96,11 +97,10 @@ def save_animation(course: Course, layer: str, title: str, path: Path) -> None:
         frames.append(Image.fromarray(drawn(figure)).quantize())
         figure.set_layout_engine("none")  # nothing moves after the first
     times = [FRAME_TIME] * (len(frames) - 1) + [LAST_TIME]
-    partial = path.with_name(f"{path.name}.partial")
-    frames[0].save(
-        partial, format="gif", save_all=True, append_images=frames[1:], duration=times, loop=0
-    )
-    partial.rename(path)
+    with write_atomically(path) as partial:
+        frames[0].save(
+            partial, format="gif", save_all=True, append_images=frames[1:], duration=times, loop=0
+        )
 
 
 def _moment(course: Denoising, moment: int) -> str:

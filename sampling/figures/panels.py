@@ -12,6 +12,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from sampling.common.output_folder import write_atomically
 from sampling.common.trajectory import Array
 
 # Its lightness rises evenly, so it reads in grey print, and its hues part for the colour-blind.
@@ -102,6 +103,5 @@ def drawn(figure: Figure) -> NDArray[np.uint8]:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=DOTS)
-    partial.rename(path)
+    with write_atomically(path) as partial:
+        figure.savefig(partial, format="png", dpi=DOTS)

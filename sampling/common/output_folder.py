@@ -1,0 +1,41 @@
+"""Output folders of the programs, files written atomically, and the check for matplotlib."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def make_output_folder(folder: Path) -> Path:
+    """Create a folder if it does not exist, and check that it can be written to.
+
+    Raises:
+        ValueError: If it cannot be created or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir={folder} cannot be created: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"output_dir={folder} is not writable")
+    return folder
+
+
+def require_matplotlib() -> None:
+    """Check early that figures can be drawn.
+
+    Raises:
+        ValueError: If matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the figures need {error.name}: pip install {error.name}") from error
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary name to write to; it is renamed to `path` when the block succeeds."""
+    partial = path.with_name(f"{path.name}.partial")
+    yield partial
+    partial.rename(path)
