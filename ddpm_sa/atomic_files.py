@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever becomes of the process or the disk."""
+"""Files that are complete or absent, whatever happens to the process or the disk."""
 
 import contextlib
 import os
@@ -7,17 +7,18 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` if the block ends well and is removed if not.
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, which becomes `path` when the block succeeds and is removed if not.
 
-    It keeps the suffix, from which writers tell the format.
+    Its name ends in .partial, so no reader takes it for a finished file; a writer that chooses the
+    format by the suffix must be told the format.
     """
-    aside = path.with_name(f"{path.stem}.partial{path.suffix}")
+    partial = path.with_name(f"{path.name}.partial")
     try:
-        yield aside
-        aside.replace(path)
+        yield partial
+        partial.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ddpm_sa import Pipeline, ablate_attention
+from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.interpret.ablation import Replacement
 from ddpm_sa.models.attention_slots import attention_layers
@@ -27,7 +28,6 @@ from sampling.common.model_loading import ModelSettings
 from sampling.common.output_folder import (
     make_output_folder,
     require_matplotlib,
-    write_atomically,
 )
 
 REPLACEMENTS: tuple[Replacement, ...] = ("identity", "uniform", "local")

@@ -19,6 +19,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.editing.editor import Editor
 from ddpm_sa.image_format import image_grid, visible
@@ -26,7 +27,6 @@ from ddpm_sa.pipeline import Batch
 from sampling.common.device import device_named
 from sampling.common.image_files import read_images, read_mask
 from sampling.common.model_loading import ModelSettings, environment_of, identity_of
-from sampling.common.output_folder import write_atomically
 from sampling.common.sample_folder import GRID, save_images, save_picture
 from sampling.common.sampler_settings import MethodSettings
 

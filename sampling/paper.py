@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import command_line, parse, run_program
 from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.metrics.features import open_features
@@ -25,7 +26,6 @@ from sampling.common.model_loading import ModelSettings, environment_of, identit
 from sampling.common.output_folder import (
     make_output_folder,
     require_matplotlib,
-    write_atomically,
 )
 from sampling.common.sampler_settings import MethodSettings
 from sampling.evaluation.paper_experiments import EXPERIMENTS, Run

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ddpm_sa.atomic_files import written_aside
+from ddpm_sa.atomic_files import write_atomically
 from training.config import TrainConfig
 
 # What a resumed run may change: how long, how often and where it is looked at and kept, and how
@@ -43,8 +43,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write a configuration as the YAML that `--config` reads, and that repeats the run."""
     anew = replace(config, resume="never", override=False)
-    with written_aside(path) as aside:
-        aside.write_text(yaml.safe_dump(to_plain(anew), sort_keys=False), encoding="utf-8")
+    with write_atomically(path) as partial:
+        partial.write_text(yaml.safe_dump(to_plain(anew), sort_keys=False), encoding="utf-8")
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.metrics.features import Extractor
 from ddpm_sa.metrics.moments import Moments
 
@@ -145,9 +146,8 @@ def save_summary(summary: Summary, path: Path) -> None:
     for name in ("features", "colours"):
         moments = getattr(summary, name)
         tensors |= {f"{name}.mean": moments.mean, f"{name}.scatter": moments.scatter}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.rename(path)
+    with write_atomically(path) as partial:
+        save_file(tensors, partial)
 
 
 def load_summary(path: Path) -> Summary | None:

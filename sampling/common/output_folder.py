@@ -1,8 +1,6 @@
-"""Output folders of the programs, files written atomically, and the check for matplotlib."""
+"""Output folders of the programs, and the check for matplotlib."""
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -31,11 +29,3 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         raise ValueError(f"the figures need {error.name}: pip install {error.name}") from error
-
-
-@contextlib.contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary name to write to; it is renamed to `path` when the block succeeds."""
-    partial = path.with_name(f"{path.name}.partial")
-    yield partial
-    partial.rename(path)

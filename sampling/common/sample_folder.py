@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.image_format import (
     ImageFormat,
     from_pil,
@@ -19,7 +20,6 @@ from ddpm_sa.image_format import (
     visible,
 )
 from ddpm_sa.pipeline import Batch
-from sampling.common.output_folder import write_atomically
 
 RECORD = "samples.json"
 GRID = "grid.png"

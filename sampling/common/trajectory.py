@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ddpm_sa import Pipeline, measure_attention, record_attention
+from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.condition import Condition
 from ddpm_sa.samplers.denoise import Method, Step, rehearse
-from sampling.common.output_folder import write_atomically
 
 MEASURES = ("entropy", "distance", "local_share", "overlap")
 Array = NDArray[np.float32]

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import command_line
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.metrics.features import Extractor
 from ddpm_sa.metrics.nearest_neighbours import NEIGHBOURS
-from sampling.common.output_folder import write_atomically
 from sampling.evaluation.held_out_loss import Looks
 from sampling.evaluation.memorization import copies
 from sampling.evaluation.real_data import read_run_data_config

@@ -7,10 +7,10 @@ from einops import rearrange
 from PIL import Image
 
 from ddpm_sa import Pipeline
+from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.editing.editor import Editor
 from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.samplers.denoise import Method
-from sampling.common.output_folder import write_atomically
 
 FRAMES = 40
 MILLISECONDS = 60

@@ -6,7 +6,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sampling.common.output_folder import write_atomically
+from ddpm_sa.atomic_files import write_atomically
 from sampling.common.trajectory import Course, Denoising
 from sampling.figures.panels import (
     DOTS,

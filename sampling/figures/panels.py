@@ -12,7 +12,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from sampling.common.output_folder import write_atomically
+from ddpm_sa.atomic_files import write_atomically
 from sampling.common.trajectory import Array
 
 # Its lightness rises evenly, so it reads in grey print, and its hues part for the colour-blind.

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from ddpm_sa.atomic_files import written_aside
+from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.data.dataset import Images
 from training.checkpoint.state import (
     MANIFEST,
@@ -78,8 +78,8 @@ def record_launch(run: Path) -> None:
     launches = gather_object([_launch()])
 
     def write() -> None:
-        with written_aside(run / LAUNCHES) as aside:
-            aside.write_text("\n".join(sorted({*launches} - {""})), encoding="utf-8")
+        with write_atomically(run / LAUNCHES) as partial:
+            partial.write_text("\n".join(sorted({*launches} - {""})), encoding="utf-8")
 
     by_process_0(write, f"{run} cannot be written")
 

@@ -25,11 +25,11 @@ STATE = "state.json"
 UNFINISHED = (
     "checkpoints/step-*.partial",
     ".model[.-]*",
-    "*.partial.yaml",
-    "*.partial.jsonl",
+    "config.yaml.partial",
+    "metrics.jsonl.partial",
     ".launches.partial",
-    "samples/step-*.partial.png",
-    "losses.partial.png",
+    "samples/step-*.png.partial",
+    "losses.png.partial",
 )
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ddpm_sa.atomic_files import written_aside
+from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.diffusion.loss_by_timestep import Buckets
 from ddpm_sa.image_format import from_pil
 from training.config import TrainConfig
@@ -135,8 +135,8 @@ class RunLog:
 
         def write() -> None:
             path.parent.mkdir(exist_ok=True)
-            with written_aside(path) as aside:
-                grid.save(aside)
+            with write_atomically(path) as partial:
+                grid.save(partial, format="png")
             for tracker in self.accelerator.trackers:
                 # accelerate's trackers take images each in their own way; trackio's takes none.
                 order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
@@ -154,8 +154,8 @@ class RunLog:
             if isinstance(figure, str):
                 self.bar.write(f"no {picture.name}: {figure}", file=sys.stderr)
                 return
-            with written_aside(picture) as aside:
-                figure.savefig(aside, dpi=100)
+            with write_atomically(picture) as partial:
+                figure.savefig(partial, format="png", dpi=100)
 
         by_process_0(write, f"{picture} could not be written")
 
@@ -238,5 +238,5 @@ def cut_records(path: Path, step: int, untimely: set[str]) -> None:
 
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        with written_aside(path) as aside:
-            aside.write_text("".join(filter(stays, lines)), encoding="utf-8")
+        with write_atomically(path) as partial:
+            partial.write_text("".join(filter(stays, lines)), encoding="utf-8")
