@@ -24,7 +24,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.samplers.denoise import Evaluate, Method, View, denoise, scales
+from ddpm_sa.samplers.denoise import Evaluate, View, denoise, scales
+from ddpm_sa.samplers.method import Method
 from ddpm_sa.samplers.schedulers import Option
 
 BetaSchedule = Literal["linear", "squaredcos_cap_v2"]

@@ -26,7 +26,7 @@ from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.metrics.distances import frechet_distance
 from ddpm_sa.pipeline import INITIAL_NOISE
-from ddpm_sa.samplers.denoise import Method
+from ddpm_sa.samplers.method import Method
 
 AS_THE_PAPER = {"clip_sample": True, "timestep_spacing": "leading"}  # its chain, in DDIM's steps
 

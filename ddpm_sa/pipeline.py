@@ -24,8 +24,9 @@ from ddpm_sa.image_format import FILE_NAME, ImageFormat, from_tensor, padded_siz
 from ddpm_sa.models.config import not_in_diffusers
 from ddpm_sa.models.unet import UNet
 from ddpm_sa.randomness import standard_normal
-from ddpm_sa.samplers.denoise import Guide, Method, Step, Walk, denoise, rehearse
+from ddpm_sa.samplers.denoise import Guide, Step, Walk, denoise
 from ddpm_sa.samplers.feature_cache import DeepReuse, check_interval
+from ddpm_sa.samplers.method import Method, dry_run
 from ddpm_sa.samplers.schedulers import Options
 
 INITIAL_NOISE = "sampling: x_T"
@@ -175,7 +176,7 @@ class Pipeline(DiffusionPipeline):
         check_interval(self.unet, method.cache_interval)
         check_together(method.guide, method.cache_interval)
         condition = condition or self.condition(indices)
-        total = rehearse(method, self.scheduler).steps * math.ceil(len(indices) / batch_size)
+        total = dry_run(method, self.scheduler).steps * math.ceil(len(indices) / batch_size)
         with evaluating(self.unet), self.progress_bar(total=total) as bar:  # type: ignore[call-arg]
             for start in range(0, len(indices), batch_size):
                 batch = slice(start, start + batch_size)

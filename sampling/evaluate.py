@@ -26,7 +26,7 @@ from ddpm_sa.cli import parse, repeated, run_program
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.metrics.features import open_features
-from ddpm_sa.samplers.denoise import Method
+from ddpm_sa.samplers.method import Method
 from sampling.common.device import device_of
 from sampling.common.model_loading import ModelSettings, environment_of, identity_of
 from sampling.common.output_folder import make_output_folder, require_matplotlib

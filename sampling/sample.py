@@ -22,7 +22,7 @@ import torch
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.distributed import by_process_0, join, leave
-from ddpm_sa.samplers.denoise import Method
+from ddpm_sa.samplers.method import Method
 from sampling.common.device import device_of
 from sampling.common.model_loading import ModelSettings, environment_of, identity_of
 from sampling.common.sample_folder import GRID, begin, save_array, save_grid, save_images

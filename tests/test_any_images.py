@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ddpm_sa import Pipeline
-from ddpm_sa.samplers.denoise import Method
+from ddpm_sa.samplers.method import Method
 from tests.runs import arguments, metrics, run_here
 
 SIZE = (45, 61)

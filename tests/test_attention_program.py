@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddpm_sa import Pipeline, UNet, measure_attention, record_attention
 from ddpm_sa.image_format import ImageFormat
-from ddpm_sa.samplers.denoise import Method
+from ddpm_sa.samplers.method import Method
 from sampling.attention import gather_queries, main
 from sampling.common.trajectory import Course, brightest_and_darkest
 from sampling.figures.attention import draw_course, draw_layers

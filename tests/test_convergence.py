@@ -6,7 +6,8 @@ from diffusers import DDPMScheduler
 
 from benchmarks.convergence import EVEN, STEPS, WAYS, errors, slope
 from ddpm_sa.randomness import standard_normal
-from ddpm_sa.samplers.denoise import Method, denoise
+from ddpm_sa.samplers.denoise import denoise
+from ddpm_sa.samplers.method import Method
 from ddpm_sa.samplers.schedulers import SCHEDULERS
 
 

@@ -7,7 +7,8 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, 
 from ddpm_sa.diffusion.prediction import PREDICTIONS, prediction
 from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.randomness import standard_normal
-from ddpm_sa.samplers.denoise import Method, denoise, rehearse
+from ddpm_sa.samplers.denoise import denoise
+from ddpm_sa.samplers.method import Method, dry_run
 from ddpm_sa.samplers.schedulers import SCHEDULERS, make_scheduler
 from tests.reference import scales_between
 
@@ -81,7 +82,7 @@ def test_prediction_types_lead_to_the_same_image(name):
 def test_few_steps_give_finite_images_or_are_refused(name, steps):
     if (name, steps) == ("kdpm2_ancestral", 2):
         with pytest.raises(ValueError, match=r"kdpm2_ancestral.*steps=2.*not finite.*ddim"):
-            rehearse(Method(scheduler=name, steps=steps), DDPMScheduler())
+            dry_run(Method(scheduler=name, steps=steps), DDPMScheduler())
         return
     walk = run(name, steps, shape=(1, 4, 4), images=2)
     assert [step.number for step in walk] == list(range(len(walk)))

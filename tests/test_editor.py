@@ -8,7 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from ddpm_sa import Pipeline, UNet
 from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.editing.editor import Editor
-from ddpm_sa.samplers.denoise import Method
+from ddpm_sa.samplers.method import Method
 from ddpm_sa.samplers.schedulers import SCHEDULERS
 from tests.reference import SMALL, randomise_, scales_between
 

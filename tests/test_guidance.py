@@ -12,7 +12,8 @@ from ddpm_sa.guidance.attention import WithBlurredImage, WithoutAttention, gauss
 from ddpm_sa.guidance.base import Guidance, WithoutLabel
 from ddpm_sa.image_format import ImageFormat
 from ddpm_sa.interpret.ablation import ablate_attention
-from ddpm_sa.samplers.denoise import Method, View, denoise
+from ddpm_sa.samplers.denoise import View, denoise
+from ddpm_sa.samplers.method import Method
 from ddpm_sa.samplers.schedulers import SCHEDULERS
 from tests.reference import SMALL, randomise_
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ddpm_sa.samplers.denoise import Method, denoise
+from ddpm_sa.samplers.denoise import denoise
+from ddpm_sa.samplers.method import Method
 from tests.reference import Fixture
 
 TOLERANCE = 5e-5  # of each array's largest value, as the fixtures' own account says

@@ -10,7 +10,8 @@ from ddpm_sa.diffusion.prediction import prediction
 from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.models.presets import predicting
 from ddpm_sa.randomness import standard_normal
-from ddpm_sa.samplers.denoise import Cost, Method, denoise, rehearse
+from ddpm_sa.samplers.denoise import denoise
+from ddpm_sa.samplers.method import Cost, Method, dry_run
 from ddpm_sa.samplers.schedulers import SCHEDULERS, known_options, make_scheduler
 
 MEAN, STD = 0.3, 0.25
@@ -131,7 +132,7 @@ def test_ddim_with_eta_1_is_ddpm_with_small_variance():
 
 def test_ddim_with_eta_draws_noise():
     method = Method(scheduler_options={"eta": 0.3})
-    assert rehearse(method, DDPMScheduler()) == Cost(50, True)
+    assert dry_run(method, DDPMScheduler()) == Cost(50, True)
 
 
 def test_ipndm_is_nearer_to_the_end_of_many_steps_than_ddim():
@@ -174,7 +175,7 @@ def test_zero_terminal_snr_is_inherited_where_diffusers_would_drop_it():
 )
 def test_options_that_cannot_be_are_refused_in_words(name, options, message):
     with pytest.raises(ValueError, match=message) as refusal:
-        rehearse(Method(scheduler=name, scheduler_options=options), DDPMScheduler())
+        dry_run(Method(scheduler=name, scheduler_options=options), DDPMScheduler())
     assert name in str(refusal.value) or next(iter(options)) in str(refusal.value)
 
 
@@ -184,5 +185,5 @@ def test_the_table_of_the_docs_is_what_the_schedulers_do():
     assert [name for name, _, _ in rows] == list(SCHEDULERS)
     steps = {"N": 10, "2N - 1": 19, "N + 1": 11}
     for name, draws, evaluations in rows:
-        cost = rehearse(Method(scheduler=name, steps=10), DDPMScheduler())
+        cost = dry_run(Method(scheduler=name, steps=10), DDPMScheduler())
         assert cost == Cost(steps[evaluations], draws == "yes"), name

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ddpm_sa.condition import Condition
 from ddpm_sa.pipeline import STEP_NOISE, Pipeline, evaluating
-from ddpm_sa.samplers.denoise import Method, scales
+from ddpm_sa.samplers.denoise import scales
+from ddpm_sa.samplers.method import Method
 
 
 class Start(NamedTuple):

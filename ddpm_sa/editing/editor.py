@@ -13,7 +13,8 @@ from torch import Tensor
 from ddpm_sa.condition import Condition
 from ddpm_sa.editing.base import Edits
 from ddpm_sa.pipeline import INITIAL_NOISE, STEP_NOISE, evaluating
-from ddpm_sa.samplers.denoise import Method, rehearse, scales
+from ddpm_sa.samplers.denoise import scales
+from ddpm_sa.samplers.method import Method, dry_run
 
 LEVEL_NOISE = "editing: noise of a level"
 VARIATION_NOISE = "editing: variation"
@@ -88,7 +89,7 @@ class Editor(Edits):
         Raises:
             ValueError: If the method draws no noise: all would be one image.
         """
-        if not rehearse(self.method, self.pipeline.scheduler).stochastic:
+        if not dry_run(self.method, self.pipeline.scheduler).stochastic:
             raise ValueError(
                 f"{self.method} draws no noise, so images that share a latent are one image; use "
                 "ddpm, or ddim with eta above 0"
@@ -111,7 +112,7 @@ class Editor(Edits):
         Returns:
             (len(indices), count, C, H, W); fewer than count if there are fewer steps.
         """
-        steps = rehearse(self.method, self.pipeline.scheduler).steps
+        steps = dry_run(self.method, self.pipeline.scheduler).steps
         wanted = {round(i * (steps - 1) / max(count - 1, 1)) for i in range(count)}
         kept, x = [], torch.empty(0)
         with evaluating(self.pipeline.unet):

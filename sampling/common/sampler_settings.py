@@ -6,8 +6,8 @@ from typing import Any, Literal
 from ddpm_sa import Pipeline
 from ddpm_sa.guidance.base import Guidance
 from ddpm_sa.guidance.by_name import check_together
-from ddpm_sa.samplers.denoise import Method, rehearse
 from ddpm_sa.samplers.feature_cache import check_interval
+from ddpm_sa.samplers.method import Method, dry_run
 from ddpm_sa.samplers.schedulers import Option
 from sampling.common.model_loading import open_model, weights_hash
 
@@ -100,7 +100,7 @@ class MethodSettings:
         )
         check_interval(pipeline.unet, self.cache_interval)
         check_together(method.guide, self.cache_interval)
-        rehearse(method, pipeline.scheduler)
+        dry_run(method, pipeline.scheduler)
         return method
 
     def record(self) -> dict[str, Any]:

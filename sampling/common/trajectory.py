@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ddpm_sa import Pipeline, measure_attention, record_attention
 from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.condition import Condition
-from ddpm_sa.samplers.denoise import Method, Step, rehearse
+from ddpm_sa.samplers.denoise import Step
+from ddpm_sa.samplers.method import Method, dry_run
 
 MEASURES = ("entropy", "distance", "local_share", "overlap")
 Array = NDArray[np.float32]
@@ -40,7 +41,7 @@ class Making:
             ValueError: If this pipeline cannot make it.
         """
         self.condition(pipeline)
-        return rehearse(self.method, pipeline.scheduler).steps
+        return dry_run(self.method, pipeline.scheduler).steps
 
     def walk(self, pipeline: Pipeline) -> Iterator[Step]:
         """Make it, evaluation by evaluation."""

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ddpm_sa import Pipeline
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.image_format import ImageFormat, from_tensor, to_tensor
-from ddpm_sa.samplers.denoise import Method
+from ddpm_sa.samplers.method import Method
 from sampling.common.image_files import read_images
 from sampling.common.sample_folder import GRID
 

@@ -14,7 +14,7 @@ from ddpm_sa import Pipeline
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.editing.editor import Editor
 from ddpm_sa.metrics.features import Extractor
-from ddpm_sa.samplers.denoise import Method
+from ddpm_sa.samplers.method import Method
 from sampling.evaluation.held_out_loss import likelihood
 from sampling.evaluation.image_sets import samples_of
 from sampling.evaluation.scores import measured, of_real

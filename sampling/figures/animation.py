@@ -10,7 +10,7 @@ from ddpm_sa import Pipeline
 from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.editing.editor import Editor
 from ddpm_sa.image_format import image_grid, visible
-from ddpm_sa.samplers.denoise import Method
+from ddpm_sa.samplers.method import Method
 
 FRAMES = 40
 MILLISECONDS = 60

@@ -7,7 +7,7 @@ from PIL import Image
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.pipeline import Pipeline
-from ddpm_sa.samplers.denoise import Method
+from ddpm_sa.samplers.method import Method
 from training.config import TrainConfig
 from training.distributed.fsdp import renew
 from training.distributed.sharing import share, together
