@@ -8,9 +8,11 @@ Writes the images made, grid.png (the images given first) and edit.json, which r
 
 import dataclasses
 import json
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,10 +29,13 @@ from ddpm_sa.pipeline import Batch
 from sampling.common.device import device_named
 from sampling.common.image_files import read_images, read_mask
 from sampling.common.model_loading import ModelSettings, environment_of, identity_of
-from sampling.common.sample_folder import GRID, save_images, save_picture
+from sampling.common.output_folder import make_output_folder
+from sampling.common.sample_folder import GRID, image_path, save_images, save_picture
 from sampling.common.sampler_settings import MethodSettings
 
 Edit = Literal["sdedit", "interpolate", "inpaint", "variations", "progressive", "reconstruct"]
+RECORD = "edit.json"
+IMAGE_NAME = re.compile(r"\d{6,}\.(png|npy)")
 NEEDS_IMAGES = {"sdedit": 1, "interpolate": 2, "inpaint": 1, "reconstruct": 1}
 
 
@@ -88,28 +93,31 @@ def main() -> None:
     given = read_images(settings.image, image_format)
     mask = None if settings.mask is None else read_mask(settings.mask, image_format.size)
     device = device_named(settings.device)
-    record = {
+    record: dict[str, Any] = {
         "settings": dataclasses.asdict(settings),
         "model": identity_of(pipeline),
         "environment": environment_of(settings.model, device),
     }
     pipeline.to(device)
     method = settings.method(pipeline)
-    made = edited(
-        Editor(pipeline=pipeline, method=method, seed=settings.seed), settings, given, mask
-    )
+    editor = Editor(pipeline=pipeline, method=method, seed=settings.seed)
+    edited = edit_images(editor, settings, given, mask)
 
-    folder = _made(Path(settings.output_dir))
-    for old in folder.glob("[0-9]*.*"):
-        old.unlink()
-    save_images(folder, Batch(list(range(len(made))), made), image_format)
-    save_picture(image_grid(visible(torch.cat([given, made]))), folder / GRID)
-    with write_atomically(folder / "edit.json") as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{len(made)} images made: {folder / GRID}")
+    folder, indices = Path(settings.output_dir), list(range(len(edited)))
+    names = [image_path(folder, index, image_format).name for index in indices]
+    earlier = check_earlier_edit(folder, names)
+    # While images are written the record names both edits' images: if this is interrupted, the next
+    # edit can replace them all.
+    write_record(folder, record, sorted({*names, *earlier}))
+    save_images(folder, Batch(indices, edited), image_format)
+    save_picture(image_grid(visible(torch.cat([given, edited]))), folder / GRID)
+    for name in {*earlier} - {*names}:
+        (folder / name).unlink(missing_ok=True)
+    write_record(folder, record, names)
+    print(f"{len(edited)} images made: {folder / GRID}")
 
 
-def edited(editor: Editor, settings: Settings, given: Tensor, mask: Tensor | None) -> Tensor:
+def edit_images(editor: Editor, settings: Settings, given: Tensor, mask: Tensor | None) -> Tensor:
     """The images that the settings ask for, (N, C, H, W)."""
     on_the_way = settings.edit in ("interpolate", "variations")
     number = settings.count if on_the_way else max(len(given), 1)
@@ -136,14 +144,44 @@ def edited(editor: Editor, settings: Settings, given: Tensor, mask: Tensor | Non
     return editor.reconstruct(noise, condition=condition)
 
 
-def _made(folder: Path) -> Path:
+def write_record(folder: Path, record: dict[str, Any], names: Sequence[str]) -> None:
+    """Write edit.json, with the names of the images in the folder that belong to edits."""
+    with write_atomically(folder / RECORD) as partial:
+        partial.write_text(json.dumps({**record, "images": names}, indent=1) + "\n")
+
+
+def check_earlier_edit(folder: Path, new_names: Sequence[str]) -> list[str]:
+    """Create the folder, or find the images that the edit.json in it names.
+
+    Raises:
+        ValueError: If the folder holds other things but no edit.json, if edit.json is not one of
+            ours, or if a new image would overwrite a file that it does not name.
+    """
+    make_output_folder(folder)
+    if not any(folder.iterdir()):
+        return []
+    earlier = _read_image_names(folder / RECORD)
+    for name in new_names:
+        if name not in earlier and (folder / name).exists():
+            raise ValueError(
+                f"{folder / name} exists and was not written by the edit in this folder; give "
+                "another output_dir"
+            )
+    return earlier
+
+
+def _read_image_names(path: Path) -> list[str]:
+    """The images that an earlier edit recorded; none if it is of a version that did not."""
+    if not path.exists():
+        raise ValueError(f"{path.parent} is not empty and holds no edit; give another output_dir")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output_dir={folder} cannot be made: {error.strerror}") from error
-    if any(folder.iterdir()) and not (folder / "edit.json").exists():
-        raise ValueError(f"{folder} holds what is no edit; give another output_dir")
-    return folder
+        names = json.loads(path.read_text()).get("images", [])
+        # A name that is a path could delete files elsewhere.
+        if not all(IMAGE_NAME.fullmatch(name) for name in names):
+            raise ValueError(f"images={names}")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); give another output_dir") from error
+    return names
 
 
 if __name__ == "__main__":

@@ -123,5 +123,44 @@ def test_folders_of_other_things_are_left_alone(edit, tmp_path):
     words = ["--model", "model", "--edit", "progressive", "--steps", 2]
     code, _, error = edit(*words, "--output_dir", tmp_path)
     assert code == 2
-    assert "holds what is no edit" in error
+    assert "is not empty and holds no edit" in error
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_second_edit_replaces_the_first_and_keeps_files_of_the_user(edit, tmp_path):
+    words = ["--model", "model", "--edit", "progressive", "--steps", 4, "--output_dir", tmp_path]
+    assert edit(*words, "--count", 3)[0] == 0
+    mine = ("2026-review.pdf", "7.png", "000009.png", "notes.txt")
+    for name in mine:
+        (tmp_path / name).write_text("years of work")
+    code, _, error = edit(*words, "--count", 2)
+    assert code == 0, error
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("000000.png", "000001.png", "grid.png", "edit.json"),
+        *mine,
+    }
+    assert all((tmp_path / name).read_text() == "years of work" for name in mine)
+
+
+def test_a_record_never_names_files_elsewhere(edit, tmp_path):
+    words = ["--model", "model", "--edit", "progressive", "--steps", 4]
+    (tmp_path / "mine.png").write_text("years of work")
+    assert edit(*words, "--output_dir", tmp_path / "out")[0] == 0
+    record = json.loads((tmp_path / "out" / "edit.json").read_text())
+    record["images"] = ["../mine.png"]
+    (tmp_path / "out" / "edit.json").write_text(json.dumps(record))
+    code, _, error = edit(*words, "--output_dir", tmp_path / "out")
+    assert code == 2
+    assert "edit.json" in error
+    assert (tmp_path / "mine.png").read_text() == "years of work"
+
+
+def test_an_edit_never_overwrites_a_file_of_the_user(edit, tmp_path):
+    words = ["--model", "model", "--edit", "progressive", "--steps", 4, "--output_dir", tmp_path]
+    assert edit(*words, "--count", 2)[0] == 0
+    (tmp_path / "000002.png").write_text("years of work")
+    code, _, error = edit(*words, "--count", 3)
+    assert code == 2
+    assert "000002.png exists and was not written by the edit in this folder" in error
+    assert (tmp_path / "000002.png").read_text() == "years of work"
+    assert (tmp_path / "000001.png").exists()

@@ -27,7 +27,7 @@ ARRAY = "images.npz"
 GRID_LIMIT = 256  # a grid of thousands shows nothing
 
 
-def image_file(folder: Path, index: int, image_format: ImageFormat) -> Path:
+def image_path(folder: Path, index: int, image_format: ImageFormat) -> Path:
     """Where image `index` lies. It is done if it is there, since files appear whole."""
     return folder / f"{index:06d}{image_format.suffix}"
 
@@ -55,7 +55,7 @@ def begin(
         ValueError: If the folder is a file, or holds images that were made otherwise.
     """
     images = {
-        image_file(folder, index, image_format).name: {"index": index, "class_label": label}
+        image_path(folder, index, image_format).name: {"index": index, "class_label": label}
         for index, label in class_labels.items()
     }
     if folder.exists() and not folder.is_dir():
@@ -65,14 +65,14 @@ def begin(
     record = {"settings": settings, "environment": environment, "images": images}
     with write_atomically(folder / RECORD) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
-    return [index for index in class_labels if not image_file(folder, index, image_format).exists()]
+    return [index for index in class_labels if not image_path(folder, index, image_format).exists()]
 
 
 def save_images(folder: Path, batch: Batch, image_format: ImageFormat) -> None:
     """Write each image, with the values that the training's images had, whole or not at all."""
     values = from_tensor(batch.images, image_format)
     for i, image in zip(batch.indices, values, strict=True):
-        path = image_file(folder, i, image_format)
+        path = image_path(folder, i, image_format)
         if image_format.is_picture:
             save_picture(to_pil(image[None])[0], path)
         else:
@@ -88,7 +88,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 def load_image(folder: Path, index: int, image_format: ImageFormat) -> Any:
     """The values of an image that is there, (H, W, C)."""
-    file = image_file(folder, index, image_format)
+    file = image_path(folder, index, image_format)
     return from_pil([Image.open(file)])[0] if image_format.is_picture else np.load(file)
 
 
