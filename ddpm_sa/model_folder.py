@@ -29,6 +29,18 @@ NETWORK_CONFIGS = ("unet/config.json", "config.json")
 SCHEDULER_CONFIGS = ("scheduler/scheduler_config.json", "scheduler_config.json")
 
 
+# What is fetched of a hub repository, which may hold much else: other networks, other formats, and
+# variants such as fp16.
+CONFIGS = (*NETWORK_CONFIGS, *SCHEDULER_CONFIGS, "model_index.json", FILE_NAME)
+
+
+def _weights(suffix: str) -> list[str]:
+    """Patterns of the network's weights in one format, in one file or in shards."""
+    name = "diffusion_pytorch_model"
+    endings = (f".{suffix}", f"-?????-of-?????.{suffix}", f".{suffix}.index.json")
+    return [f"{place}{name}{ending}" for place in ("unet/", "") for ending in endings]
+
+
 def local_folder(folder_or_repo: str | os.PathLike) -> Path:
     """The folder itself, without a look at the network; or a hub repository's, in the cache.
 
@@ -38,9 +50,12 @@ def local_folder(folder_or_repo: str | os.PathLike) -> Path:
     folder = Path(folder_or_repo)
     if folder.exists():
         return folder
-    wanted = ["*.json", "unet/*", "scheduler/*", "*.safetensors", "*.bin"]
+    repo = str(folder_or_repo)
     try:
-        return Path(snapshot_download(str(folder_or_repo), allow_patterns=wanted))
+        path = Path(snapshot_download(repo, allow_patterns=[*CONFIGS, *_weights("safetensors")]))
+        if not any(path.glob("unet/*.safetensors")) and not any(path.glob("*.safetensors")):
+            path = Path(snapshot_download(repo, allow_patterns=[*CONFIGS, *_weights("bin")]))
+        return path
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{folder_or_repo} is not a local folder, and was not found on the Hugging Face Hub: "

@@ -3,7 +3,9 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -126,6 +128,38 @@ def test_other_processes_of_a_machine_wait_for_the_first(tmp_path):
     assert array is not None
     said, _ = waiting.communicate(timeout=60)
     assert said.split() == ["so", str(array.sum())]
+
+
+def test_a_process_whose_first_is_gone_ends_with_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("ddpm_sa.data.cache.PATIENCE", 0.5)
+    with pytest.raises(ValueError, match=r"process 0 .* ended or was never started"):
+        stored(tmp_path / "store", make)
+    assert not (tmp_path / "store").exists()
+
+
+def test_others_wait_as_long_as_the_first_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr("ddpm_sa.data.cache.PATIENCE", 0.5)
+    started = threading.Event()
+
+    def make_slowly(folder):
+        started.set()
+        time.sleep(2)
+        return make(folder)
+
+    with ThreadPoolExecutor(1) as first:
+        made = first.submit(stored, tmp_path / "store", make_slowly)
+        assert started.wait(60)
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        index, _ = stored(tmp_path / "store", make)
+        assert index["told"] == "so"
+        made.result()
+
+
+def test_data_are_importable_where_there_is_no_fcntl():
+    """As on Windows."""
+    program = "import sys; sys.modules['fcntl'] = None; import ddpm_sa.data.load"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), check=True)
 
 
 def test_cache_lies_where_the_system_keeps_what_can_be_made_again(monkeypatch, tmp_path):

@@ -61,6 +61,11 @@ def test_digits_of_an_impossible_size_are_refused(changes):
         open_images(DataConfig(source="mnist5k", **changes))
 
 
+def test_a_value_range_of_the_digits_is_refused():
+    with pytest.raises(ValueError, match=r"data\.value_range=\(0, 100\) .*mnist5k"):
+        open_images(DataConfig(source="mnist5k", value_range=(0, 100)))
+
+
 def test_folder_gives_each_files_own_pixels_in_sorted_order(tmp_path):
     images = open_folder(picture_folder(tmp_path))
     assert (images.length, images.format.shape, images.labels) == (12, (3, 8, 8), None)

@@ -73,6 +73,47 @@ print(json.dumps(sums))
     assert json.loads(opened.stdout) == [pytest.approx(total, rel=1e-12)] * 2
 
 
+def test_only_the_weights_that_are_loaded_are_fetched(tmp_path):
+    name = "diffusion_pytorch_model"
+    configs = {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json"}
+    shards = {
+        f"unet/{name}.safetensors.index.json",
+        f"unet/{name}-00001-of-00002.safetensors",
+        f"unet/{name}-00002-of-00002.safetensors",
+    }
+    fetched_and_left = {
+        "me/safetensors": (
+            configs | {f"unet/{name}.safetensors"},
+            {
+                f"unet/{name}.fp16.safetensors",
+                f"unet/{name}.bin",
+                f"vae/{name}.safetensors",
+                "text_encoder/model.safetensors",
+            },
+        ),
+        "me/bin": (configs | {f"unet/{name}.bin"}, {f"unet/{name}.fp16.bin"}),
+        "me/shards": (configs | shards, {f"unet/{name}-00001-of-00002.bin"}),
+        "me/root": ({"config.json", f"{name}.safetensors"}, {f"{name}.bin"}),
+    }
+    program = f"""
+import json
+from ddpm_sa.model_folder import local_folder
+fetched = {{}}
+for repo in {list(fetched_and_left)!r}:
+    folder = local_folder(repo)
+    files = (path for path in folder.rglob("*") if path.is_file())
+    fetched[repo] = [path.relative_to(folder).as_posix() for path in files]
+print(json.dumps(fetched))
+"""
+    with local_hub() as (address, repositories):
+        for repo, (fetched, left) in fetched_and_left.items():
+            repositories[repo] = dict.fromkeys(fetched | left, b"{}")
+        done = run(program, address, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for repo, files in json.loads(done.stdout).items():
+        assert set(files) == fetched_and_left[repo][0], repo
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("does", "says"),

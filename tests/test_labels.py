@@ -1,6 +1,9 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from ddpm_sa.data.labels import numbered
+from ddpm_sa.data.labels import check_labels, numbered
 from ddpm_sa.data.load import open_images
 from tests.runs import picture_folder
 from training.config import DataConfig
@@ -63,3 +66,38 @@ def test_missing_label_file_is_named(labelled, tmp_path):
 def test_labels_need_a_network_that_is_told_them():
     with pytest.raises(ValueError, match=r"data\.class_conditional true"):
         DataConfig(source="x", labels="labels.csv")
+
+
+def test_fewer_classes_than_are_named_are_refused():
+    labels = np.array([0, 1])
+    with pytest.raises(ValueError, match=r"data\.num_classes=2 .* 3 classes \(a, b, c\)"):
+        check_labels(labels, ["a", "b", "c"], str, num_classes=2)
+    assert check_labels(labels, ["a", "b", "c"], str, num_classes=4) == ["a", "b", "c", "3"]
+
+
+@pytest.mark.parametrize("source", ["images.parquet", "owner/name", "mnist5k", "images.npy"])
+def test_a_label_file_is_refused_where_it_would_be_ignored(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", np.zeros((2, 8, 8), np.uint8))
+    config = DataConfig(source=source, class_conditional=True, labels="nowhere.csv")
+    with pytest.raises(ValueError, match=rf"data\.labels=nowhere\.csv .* data\.source={source}"):
+        open_images(config)
+
+
+def test_a_table_held_out_has_its_own_labels_beside_a_label_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = picture_folder(tmp_path / "pictures", ("a", "b"), each=2)
+    rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in folder.rglob("*.png")]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    files = [path.read_bytes() for path in sorted(folder.rglob("*.png"))]
+    pq.write_table(pa.table({"image": files, "label": list("bbaa")}), tmp_path / "held.parquet")
+    images = open_images(
+        DataConfig(
+            source=str(folder),
+            size=8,
+            class_conditional=True,
+            labels=str(tmp_path / "labels.csv"),
+            validation=str(tmp_path / "held.parquet"),
+        )
+    )
+    assert images.validation.labels.tolist() == [1, 1, 0, 0]

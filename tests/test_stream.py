@@ -3,6 +3,7 @@
 from dataclasses import replace
 from io import BytesIO
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -128,6 +129,79 @@ def test_label_beyond_the_classes_is_named(config):
     images.read(np.arange(8))
     with pytest.raises(ValueError, match=r"has labels \d \.\. 2, outside 0 \.\. 1"):
         images.labels_of(np.arange(8))
+
+
+def test_fewer_classes_than_the_column_names_are_refused(tmp_path):
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b", "c"])
+    )
+    rows = {"image": [Image.new("L", (8, 8))] * 2, "label": [0, 1]}
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "a.parquet")
+    config = DataConfig(
+        source=str(tmp_path / "a.parquet"), size=8, streaming=True, class_conditional=True
+    )
+    assert open_images(config).classes == ["a", "b", "c"]
+    with pytest.raises(ValueError, match=r"data\.num_classes=2 .* 3 classes \(a, b, c\)"):
+        open_images(replace(config, num_classes=2))
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog"], [0.5, 1.0]])
+def test_streamed_labels_must_be_whole_numbers(tmp_path, labels):
+    file = BytesIO()
+    Image.new("L", (8, 8)).save(file, "png")
+    table = pa.table({"image": [file.getvalue()] * 2, "label": labels})
+    pq.write_table(table, tmp_path / "a.parquet")
+    config = DataConfig(
+        source=str(tmp_path / "a.parquet"),
+        size=8,
+        streaming=True,
+        class_conditional=True,
+        num_classes=2,
+    )
+    with pytest.raises(ValueError, match=r"'label' .* must be whole numbers or a ClassLabel"):
+        open_images(config)
+
+
+def test_streamed_row_without_a_label_is_named(tmp_path):
+    file = BytesIO()
+    Image.new("L", (8, 8)).save(file, "png")
+    pq.write_table(
+        pa.table({"image": [file.getvalue()] * 2, "label": pa.array([None, None], pa.int64())}),
+        tmp_path / "a.parquet",
+    )
+    config = DataConfig(
+        source=str(tmp_path / "a.parquet"),
+        size=8,
+        streaming=True,
+        class_conditional=True,
+        num_classes=2,
+    )
+    images = open_images(config)
+    images.read(np.arange(2))
+    with pytest.raises(ValueError, match=r"row 0 of the stream .* has no label"):
+        images.labels_of(np.arange(2))
+
+
+def test_rows_that_name_a_file_are_read_from_it(tmp_path):
+    cells = []
+    for shade in (10, 20):
+        path = tmp_path / f"{shade}.png"
+        Image.new("L", (8, 8), shade).save(path)
+        cells.append({"bytes": None, "path": str(path)})
+    pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet")
+    config = DataConfig(source=str(tmp_path / "a.parquet"), size=8, streaming=True)
+    assert sorted(shades(open_images(config), 0, 1)) == [10, 20]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_row_without_an_image_is_named(tmp_path, monkeypatch, streaming):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    cells = pa.array([{"bytes": None, "path": None}] * 2, kind)
+    pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet")
+    config = DataConfig(source=str(tmp_path / "a.parquet"), size=8, streaming=streaming)
+    with pytest.raises(ValueError, match=r"row 0 of .*a\.parquet has no image"):
+        open_images(config)
 
 
 def test_broken_row_is_named(tmp_path):

@@ -3,22 +3,22 @@
 It appears whole or not at all; one that is damaged is made anew.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 INDEX, ARRAY = "index.json", "images.npy"
 CHUNK = 2**24
+PATIENCE = 300.0  # seconds for process 0 to import its libraries and begin
 
 
 class Writer:
@@ -83,23 +83,43 @@ def stored(
     Raises:
         ValueError: If it cannot be written.
     """
-    if int(os.environ.get("LOCAL_RANK", "0")):
-        while (found := _read(folder)) is None:
-            time.sleep(0.2)  # the launcher ends this if the first process fails
-        return found
     if (found := _read(folder)) is not None:
         return found
     try:
-        with _alone(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.parent / f"{folder.name}.lock")
+        if int(os.environ.get("LOCAL_RANK", "0")):
+            return _wait(folder, lock)
+        with lock:  # the system releases the lock of a process that dies
             if (found := _read(folder)) is None:  # another run may have made it meanwhile
                 _write(folder, make)
                 found = _read(folder)
-    except OSError as error:
+    # filelock raises NotImplementedError where the file system has no locks.
+    except (OSError, NotImplementedError) as error:
         raise ValueError(
             f"decoded images cannot be kept in {folder.parent}: {error}; name another place by "
             "data.cache_dir, or set data.memory 0 to decode them each time"
         ) from error
     assert found is not None
+    return found
+
+
+def _wait(folder: Path, lock: FileLock) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Wait for process 0 of this machine to make the folder, for as long as it holds the lock."""
+    deadline = time.monotonic() + PATIENCE
+    while (found := _read(folder)) is None:
+        try:
+            with lock.acquire(timeout=0):
+                pass
+            if time.monotonic() > deadline and (found := _read(folder)) is None:
+                raise ValueError(
+                    f"process 0 of this machine has not made {folder} and is not at work on it: "
+                    "it has ended or was never started. See its messages; a process that runs "
+                    "alone must not have LOCAL_RANK set"
+                )
+        except Timeout:
+            deadline = time.monotonic() + PATIENCE
+        time.sleep(0.2)  # the launcher ends this process if another fails
     return found
 
 
@@ -135,12 +155,3 @@ def _checksum(array: np.ndarray) -> int:
     for start in range(0, len(data), CHUNK):
         checksum = zlib.crc32(data[start : start + CHUNK], checksum)
     return checksum
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time, of all runs; a process that dies lets go."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -62,6 +62,19 @@ def numbered(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     return np.array([number[name] for name in names], dtype=np.int64), classes
 
 
+def check_num_classes(num_classes: int | None, names: Sequence[str]) -> None:
+    """Check that there are as many classes as names, or more.
+
+    Raises:
+        ValueError: If num_classes is below the number of names.
+    """
+    if num_classes is not None and num_classes < len(names):
+        raise ValueError(
+            f"data.num_classes={num_classes} is below the {len(names)} classes "
+            f"({', '.join(names)}) of the data; set it to {len(names)} or more, or leave it out"
+        )
+
+
 def check_labels(
     labels: np.ndarray,
     classes: list[str] | None,
@@ -77,8 +90,11 @@ def check_labels(
         num_classes: How many there are; None: as many as are named, or as the labels show.
 
     Raises:
-        ValueError: If a label is outside 0 .. num_classes - 1.
+        ValueError: If a label is outside 0 .. num_classes - 1, or num_classes is below the number
+            of names.
     """
+    if classes is not None:
+        check_num_classes(num_classes, classes)
     named = classes or [str(label) for label in range(int(labels.max()) + 1)]
     count = num_classes or len(named)
     wrong = np.flatnonzero((labels < 0) | (labels >= count))

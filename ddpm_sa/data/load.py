@@ -9,7 +9,7 @@ from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.data.labels import check_labels
 from ddpm_sa.data.prepare import prepare
-from ddpm_sa.data.sources import has_splits, mnist5k, open_source
+from ddpm_sa.data.sources import has_splits, is_table, mnist5k, open_source
 from ddpm_sa.data.stream import Stream
 from ddpm_sa.image_format import ImageFormat
 from ddpm_sa.randomness import stream
@@ -73,6 +73,8 @@ def _elsewhere(config: DataConfig, place: str, training: Images) -> Images:
             f"data.validation={place} is no folder or file here, and data.source={config.source} "
             "has no splits; a share, such as 0.02, holds out some of its images"
         )
+    if is_table(there):
+        there = replace(there, labels=None)  # the CSV file is of the training folder's images
     images = _pictures(replace(there, num_classes=None))
     if (images.format.channels, images.format.bit_depth) != (
         training.format.channels,
@@ -138,6 +140,16 @@ def _pictures(config: DataConfig) -> Images:
 
 
 def _digits(config: DataConfig) -> Images:
+    if config.labels is not None:
+        raise ValueError(
+            f"data.labels={config.labels} cannot be used with data.source=mnist5k, which has its "
+            "own labels; leave data.labels out"
+        )
+    if config.value_range is not None:
+        raise ValueError(
+            f"data.value_range={config.value_range} cannot be used with data.source=mnist5k, whose "
+            "values 0 and 255 become -1 and 1; leave data.value_range out"
+        )
     images, labels = mnist5k()
     border = config.height_width[0] - images.shape[1]
     square = len(set(config.height_width)) == 1

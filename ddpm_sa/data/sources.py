@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ddpm_sa.data.arrays import array_header
+from ddpm_sa.data.arrays import RefusedError, array_header
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.labels import from_csv, from_folders, numbered
 
@@ -49,7 +49,14 @@ def open_source(config: DataConfig) -> Source:
         ValueError: If there is no such source, or it holds no images or labels.
     """
     path = Path(config.source).expanduser()
-    if path.suffix == ".npy" and path.is_file():
+    is_array = path.suffix == ".npy" and path.is_file()
+    if config.labels is not None and (is_array or is_table(config)):
+        raise ValueError(
+            f"data.labels={config.labels} cannot be used with data.source={config.source}: a CSV "
+            "file labels a folder of images, and a table has its labels in a column "
+            "(data.label_column)"
+        )
+    if is_array:
         return _array_source(path, config.class_conditional)
     if is_table(config):
         return _table_source(config)
@@ -137,17 +144,13 @@ def _table_source(config: DataConfig) -> Source:
     cells = images.data.column(column)  # a row by images[i] takes as long as decoding it
     assert len(cells) == len(images)
 
-    def encoded(i: int) -> BinaryIO:
-        cell = cells[i].as_py()
-        return BytesIO(cell["bytes"]) if cell["bytes"] is not None else open(cell["path"], "rb")
-
     labels, classes = None, None
     if config.class_conditional:
         labels, classes = _label_column(table, config.label_column, source)
     files = [Path(file["filename"]) for file in table.cache_files]
     return Source(
         length=len(table),
-        open=encoded,
+        open=lambda i: open_cell(cells[i].as_py()),
         name=lambda i: f"row {i} of {source}",
         identity=_identity(files, column),
         labels=labels,
@@ -187,6 +190,23 @@ def find_table(config: DataConfig, streaming: bool) -> tuple[Any, str, list[str]
     if column not in table.features:
         raise ValueError(f"{source} has no column {column!r}, only {sorted(table.features)}")
     return table, column, list((builder.config.data_files or {}).get(split, []))
+
+
+def open_cell(cell: dict[str, Any] | None) -> BinaryIO:
+    """The encoded image of a table's cell: its bytes, or the file or URL that its path names.
+
+    Raises:
+        RefusedError: If the cell has neither.
+    """
+    content, path = (cell or {}).get("bytes"), (cell or {}).get("path")
+    if content is not None:
+        return BytesIO(content)
+    if path is None:
+        raise RefusedError("has no image: neither bytes nor a path")
+    import fsspec  # a path in a streamed table may be an hf:// or zip:// URL
+
+    file: Any = fsspec.open(path, "rb")
+    return file.open()
 
 
 def _label_column(table: Any, column: str, source: str) -> tuple[np.ndarray, list[str] | None]:

@@ -8,15 +8,15 @@ saved state.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ddpm_sa.data.config import DataConfig
+from ddpm_sa.data.labels import check_num_classes
 from ddpm_sa.data.prepare import header, pixels
-from ddpm_sa.data.sources import Source, find_table, is_table
+from ddpm_sa.data.sources import Source, find_table, is_table, open_cell
 from ddpm_sa.data.value_range import check_range, whole_range
 
 
@@ -67,10 +67,12 @@ class Stream:
     def labels(self, indices: np.ndarray) -> np.ndarray:
         """The labels of images that were just read, (B,) int64."""
         assert self.classes is not None
-        labels = np.array([self.rows[i][self.config.label_column] for i in indices.tolist()])
-        if labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < len(
-            self.classes
-        ):
+        column = self.config.label_column
+        for i in indices.tolist():
+            if self.rows[i][column] is None:
+                raise ValueError(f"{self.source.name(i)} has no label in column {column!r}")
+        labels = np.array([self.rows[i][column] for i in indices.tolist()])
+        if not 0 <= labels.min() <= labels.max() < len(self.classes):
             raise ValueError(
                 f"data.source={self.config.source} has labels {labels.min()} .. {labels.max()}, "
                 f"outside 0 .. {len(self.classes) - 1}"
@@ -112,17 +114,25 @@ class Stream:
         return image
 
     def _encoded(self, i: int) -> BinaryIO:
-        return BytesIO(self.rows[i][self.column]["bytes"])
+        return open_cell(self.rows[i][self.column])
 
     def _classes(self) -> list[str]:
         column, features = self.config.label_column, self.table.features
         if column not in features:
             raise ValueError(f"{self.config.source} has no column {column!r}, only {[*features]}")
-        names = getattr(features[column], "names", None)
-        count = self.config.num_classes or len(names or ())
+        dtype = str(getattr(features[column], "dtype", features[column]))
+        if not dtype.startswith(("int", "uint")):
+            raise ValueError(
+                f"column {column!r} of the stream {self.config.source} holds values of type "
+                f"{dtype}; streamed labels must be whole numbers or a ClassLabel column. Set "
+                "data.streaming false to label by names"
+            )
+        names = list(getattr(features[column], "names", None) or ())
+        check_num_classes(self.config.num_classes, names)
+        count = self.config.num_classes or len(names)
         if not count:
             raise ValueError(f"column {column!r} names no classes; set data.num_classes")
-        return [*(names or ()), *map(str, range(len(names or ()), count))]
+        return [*names, *map(str, range(len(names), count))]
 
 
 def _opened(config: DataConfig, seed: int) -> tuple[Any, str, int]:
