@@ -199,7 +199,7 @@ class UNet(UNetFiles):
             # One skip per layer: layers_per_block of this level, and what the level began with.
             count = self.config["layers_per_block"] + 1
             x = block(x, skips[-count:], temb)
-            del skips[-count:]
+            skips = skips[:-count]  # not `del`, which torch 2.7 cannot compile
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         return UNetOutput(sample=x) if return_dict else (x,)
 
