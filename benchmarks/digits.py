@@ -22,11 +22,11 @@ from benchmarks.judge import FEATURES, moments, read, train_judge
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.metrics.distances import frechet_distance
 from sampling.common.model_loading import ModelSettings
-from sampling.common.sampler_settings import MethodSettings
+from sampling.common.sampler_settings import SamplerSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(MethodSettings, ModelSettings):
+class Settings(SamplerSettings, ModelSettings):
     """Which digits to read, made as sampling/sample.py makes them.
 
     Attributes:

@@ -1,10 +1,11 @@
-"""What each attention layer of a model is worth: sample with it replaced, and compare.
+"""Ablate the attention layers of a model: sample with each replaced, and compare the images.
 
     python sampling/ablation.py --model runs/mnist/model --num_images 64 --output_dir out
 
 Writes ablation.md (a table), ablation.json (the same, for programs) and ablation.png (the first
-images of every row). Layers are replaced one by one and all together, by each pixel seeing itself
-alone ("identity"), all evenly ("uniform"), or the 3 x 3 around it ("local").
+images of each row). Layers are replaced one by one and all together, so that each pixel attends
+only to itself ("identity"), to all pixels equally ("uniform"), or to the 3 x 3 pixels around it
+("local").
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.interpret.ablation import Replacement
 from ddpm_sa.models.attention_slots import attention_layers
-from sampling.common.device import device_named
+from sampling.common.device import resolve_device
 from sampling.common.model_loading import ModelSettings
 from sampling.common.output_folder import (
     make_output_folder,
@@ -36,17 +37,16 @@ SPLITS = 200
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(ModelSettings):
-    """Which model, and how many images to compare.
+    """Command-line settings of sampling/ablation.py.
 
     Attributes:
         model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a DDPMPipeline's
-            repository on the hub.
-        output_dir: Where ablation.md, ablation.json and ablation.png go.
-        num_images: Images of each row; as many more, of other noise, are what they are compared
-            with.
-        steps: Steps of the scheduler, at most the timesteps of the training.
-        scheduler: A short name, as sampling/sample.py has them.
-        batch_size: Images at once.
+            repository on the Hugging Face Hub.
+        output_dir: Folder for ablation.md, ablation.json and ablation.png.
+        num_images: Images in each row; they are compared with as many images of other noise.
+        steps: Number of steps, at most the number of training timesteps.
+        scheduler: A short name, as in sampling/sample.py.
+        batch_size: Images in a batch.
     """
 
     model: str
@@ -64,12 +64,12 @@ class Settings(ModelSettings):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What came of one replacement.
+    """The result of one replacement.
 
     Attributes:
-        difference: Root mean square difference from the images of the same noise with attention as
-            it is, mean over the images, of the range from black to white.
-        distance: `energy_distance` to images of other noise with attention as it is.
+        difference: Root mean square difference from the images of the same noise with unchanged
+            attention, averaged over the images, as a share of the range from black to white.
+        distance: `energy_distance` to images of other noise with unchanged attention.
     """
 
     layers: list[str]
@@ -83,10 +83,10 @@ def main() -> None:
     require_matplotlib()
     pipeline = settings.open(settings.model)
     layers = list(attention_layers(pipeline.unet))
-    pipeline.to(device_named(settings.device))
+    pipeline.to(resolve_device(settings.device))
     pipeline.set_progress_bar_config(desc="sampling", unit="step", leave=False)
     count = settings.num_images
-    # In the batches of the other rows, whose sums have the same order of adding up.
+    # Same batches as the other rows, so that their sums are rounded alike.
     images, others = (_sample(pipeline, settings, range(i, i + count)) for i in (0, count))
     folder = make_output_folder(Path(settings.output_dir))
 
@@ -97,22 +97,22 @@ def main() -> None:
         for replacement in REPLACEMENTS:
             radius = 1 if replacement == "local" else None
             with ablate_attention(pipeline.unet, replacement, group, radius):
-                made = _sample(pipeline, settings, range(count))
-            pictures.append(made)
-            change = ((made - images) ** 2).mean((1, 2, 3)).sqrt().mean().item() / 2
-            rows.append(Row(group, replacement, change, energy_distance(made, others)))
-    _write(folder, settings, rows, chance(torch.cat([images, others])), pictures)
+                replaced = _sample(pipeline, settings, range(count))
+            pictures.append(replaced)
+            change = ((replaced - images) ** 2).mean((1, 2, 3)).sqrt().mean().item() / 2
+            rows.append(Row(group, replacement, change, energy_distance(replaced, others)))
+    _write_results(folder, settings, rows, chance_distance(torch.cat([images, others])), pictures)
     print(f"{len(rows) - 1} replacements: {folder / 'ablation.md'}, ablation.json, ablation.png")
 
 
 def energy_distance(one: Tensor, other: Tensor) -> float:
-    """2 E‖x - y‖ - E‖x - x'‖ - E‖y - y'‖ of two sets of images (Székely & Rizzo 2013, eq. 1).
+    """Energy distance: 2 E‖x - y‖ - E‖x - x'‖ - E‖y - y'‖ (Székely & Rizzo 2013, eq. 1).
 
-    Norms are root mean squares over the pixels, of the range from black to white. The estimate is
-    unbiased: 0 on average, and as often below, for two sets of one distribution.
+    Norms are root mean squares over the pixels, as a share of the range from black to white. The
+    estimate is unbiased: for two sets of one distribution it is 0 on average, and may be negative.
 
     Args:
-        one, other: (N, C, H, W) and (M, C, H, W), in [-1, 1], of at least 2 images.
+        one, other: (N, C, H, W) and (M, C, H, W), in [-1, 1], with at least 2 images each.
     """
     x, y = (images.flatten(1).double() for images in (one, other))
 
@@ -123,8 +123,8 @@ def energy_distance(one: Tensor, other: Tensor) -> float:
     return float(2 * between(x, y).mean() - sum(within))
 
 
-def chance(images: Tensor) -> float:
-    """The `energy_distance` that 1 in 20 random halvings of these images exceeds."""
+def chance_distance(images: Tensor) -> float:
+    """The 95th percentile of `energy_distance` between random halves of these images."""
     random = torch.Generator().manual_seed(0)
     distances = []
     for _ in range(SPLITS):
@@ -135,7 +135,7 @@ def chance(images: Tensor) -> float:
 
 
 def _sample(pipeline: Pipeline, settings: Settings, indices: Sequence[int]) -> Tensor:
-    made = pipeline(
+    images = pipeline(
         indices=indices,
         steps=settings.steps,
         seed=settings.seed,
@@ -143,28 +143,28 @@ def _sample(pipeline: Pipeline, settings: Settings, indices: Sequence[int]) -> T
         scheduler=settings.scheduler,
         output_type="pt",
     ).images
-    return torch.as_tensor(made) * 2 - 1
+    return torch.as_tensor(images) * 2 - 1
 
 
-def _write(
+def _write_results(
     folder: Path, settings: Settings, rows: list[Row], by_chance: float, pictures: list[Tensor]
 ) -> None:
     from sampling.figures.ablation import draw_ablation
-    from sampling.figures.panels import save
+    from sampling.figures.panels import save_figure
 
-    told = f"{settings.num_images} images, {settings.scheduler}, seed {settings.seed}"
+    caption = f"{settings.num_images} images, {settings.scheduler}, seed {settings.seed}"
     lines = [
         "| replaced | by | difference | distance |",
         "|---|---|---|---|",
         *(
-            f"| {_called(row)} | {row.replacement} | {row.difference:.1%} | {row.distance:.2%} |"
+            f"| {_row_name(row)} | {row.replacement} | {row.difference:.1%} | {row.distance:.2%} |"
             for row in rows
         ),
         "",
-        f"{told}, {settings.steps} steps. Difference: root mean square, from the image of the same "
-        "noise, of the range from black to white. Distance: energy distance on pixels, in the same "
-        "unit, to as many images of other noise made with attention as it is; two such sets are "
-        f"further apart than {by_chance:.2%} once in 20 times.",
+        f"{caption}, {settings.steps} steps. Difference: root mean square difference from the "
+        "image of the same noise, as a share of the range from black to white. Distance: energy "
+        "distance on pixels, in the same unit, to as many images of other noise with unchanged "
+        f"attention; between two such sets it exceeds {by_chance:.2%} once in 20 times.",
     ]
     record = {
         "settings": dataclasses.asdict(settings),
@@ -177,12 +177,12 @@ def _write(
     ):
         with write_atomically(folder / name) as partial:
             partial.write_text(text + "\n")
-    names = [f"{_called(row)}\n{row.replacement}" for row in rows]
-    title = f"Attention replaced while sampling, the same noise in each column\n{told}"
-    save(draw_ablation(names, pictures, title), folder / "ablation.png")
+    names = [f"{_row_name(row)}\n{row.replacement}" for row in rows]
+    title = f"Attention replaced while sampling, the same noise in each column\n{caption}"
+    save_figure(draw_ablation(names, pictures, title), folder / "ablation.png")
 
 
-def _called(row: Row) -> str:
+def _row_name(row: Row) -> str:
     if not row.layers:
         return "nothing"
     return row.layers[0] if len(row.layers) == 1 else "all layers"

@@ -1,9 +1,9 @@
-"""A page in the browser to explore where pixels look while an image is made.
+"""Serve a web page to explore the attention maps of a model.
 
     python sampling/app.py --model runs/mnist/model
 
-It listens on this computer alone, unless --host says otherwise, and writes into a folder of its own
-that is gone after it.
+It listens on this computer only, unless --host says otherwise, and writes to a temporary folder,
+which is removed at the end.
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.models.attention_slots import attention_layers
-from sampling.common.device import device_named
+from sampling.common.device import resolve_device
 from sampling.common.model_loading import open_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Which models to show, and where.
+    """Command-line settings of sampling/app.py.
 
     Attributes:
         model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a DDPMPipeline's
-            repository on the hub; or a list of them, as in "[runs/a, runs/b]".
-        host: Who may open the page: 127.0.0.1, this computer alone; 0.0.0.0, whoever reaches it.
-        port: Where the page is; 0 takes one that is free.
-        device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
+            repository on the Hugging Face Hub; or a list of them, as in "[runs/a, runs/b]".
+        host: Address to listen on: 127.0.0.1, this computer only; 0.0.0.0, all networks.
+        port: Port to listen on; 0 takes a free one.
+        device: cpu, cuda, cuda:1, mps, ...; by default the accelerator if there is one.
     """
 
     model: str | list[str]
@@ -50,27 +50,28 @@ class Settings:
 
 def main() -> None:
     settings = parse(Settings)
-    device = device_named(settings.device)
+    device = resolve_device(settings.device)
     pipelines = {}
     for name in settings.models():
         pipelines[name] = open_model(name)
-        attention_layers(pipelines[name].unet)  # refuses one that has none
+        attention_layers(pipelines[name].unet)  # raises if it has none
         pipelines[name].to(device)
         pipelines[name].unet.eval()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="ddpm_sa-page-") as folder:
-        # gradio reads these when it is imported: where its files go, and that it calls nobody.
+        # Read by gradio when it is imported: the folder for its files, and no telemetry.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
-        layout = _page_layout()
+        layout = _import_layout()
         layout.serve(pipelines, folder, settings.host, settings.port)
 
 
-def _page_layout():
+def _import_layout():
     try:
         from sampling.page import layout
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"the page needs {error.name}: pip install 'ddpm_sa[page]', or pip install gradio"
+            f"the page needs {error.name}: pip install gradio matplotlib, or, in a checkout, "
+            "pip install '.[page]'"
         ) from error
     return layout
 

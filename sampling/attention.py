@@ -1,11 +1,11 @@
-"""Draw where pixels of an image look while it is made.
+"""Draw the attention maps of one image while it is sampled.
 
     python sampling/attention.py --model runs/mnist/model --query 12,16 --query 20,8 \
         --output_dir out
 
-Writes attention.png (the denoising, with the maps of one layer), attention.gif (the same, moving),
-layers-Y-X.png for each query (all layers), measures.png (how wide, far and local attention is) and
-attention.npz (the numbers of every layer and head at every step).
+Writes attention.png (the denoising trajectory with the maps of one layer), attention.gif (the same,
+animated), layers-Y-X.png for each query (all layers), measures.png (entropy, distance and locality
+of attention) and attention.npz (the numbers of every layer and head at every step).
 """
 
 import dataclasses
@@ -19,32 +19,37 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.models.attention_slots import attention_layers
-from sampling.common.device import device_named
+from sampling.common.device import resolve_device
 from sampling.common.model_loading import ModelSettings
 from sampling.common.output_folder import make_output_folder, require_matplotlib
-from sampling.common.trajectory import Course, Denoising, Making, brightest_and_darkest, follow
+from sampling.common.trajectory import (
+    AttentionTrajectory,
+    SampleSpec,
+    Trajectory,
+    brightest_and_darkest,
+    record_trajectory,
+)
 
-MOST_QUERIES = 12  # more are no figure that one can read
+MAX_QUERIES = 12  # a figure with more is unreadable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(ModelSettings):
-    """Which image to make, and whose looks to draw.
+    """Command-line settings of sampling/attention.py.
 
     Attributes:
         model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a DDPMPipeline's
-            repository on the hub.
-        output_dir: Where the figures and attention.npz go; made if it is not there.
-        query: A pixel that looks, as Y,X (row, column, from 0); once for each pixel, as in
-            `--query 12,16 --query 20,8`. If not given, the image's brightest and darkest places.
-        layer: The layer of attention.png, such as mid_block.attentions.0; the last with the highest
-            resolution on the way up, if not given.
-        index: Which image of the seed, as sampling/sample.py numbers them.
-        steps: Steps of the scheduler, at most the timesteps of the training.
+            repository on the Hugging Face Hub.
+        output_dir: Folder for the figures and attention.npz; created if it does not exist.
+        query: A query pixel Y,X (row, column, from 0); repeat the flag for several, as in
+            `--query 12,16 --query 20,8`. By default the brightest and the darkest place.
+        layer: The layer of attention.png, such as mid_block.attentions.0; by default the last of
+            the up blocks' layers with the highest resolution.
+        index: Index of the image for this seed, as in sampling/sample.py.
+        steps: Number of steps, at most the number of training timesteps.
         scheduler: ddpm, ddim, dpmsolver++, dpmsolver++sde, unipc, euler, euler_ancestral, heun or
             pndm.
-        class_label: For a class-conditional network; index modulo the number of classes, if not
-            given.
+        class_label: For a class-conditional network; by default index modulo the number of classes.
     """
 
     model: str
@@ -59,11 +64,11 @@ class Settings(ModelSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least(0, "index")
-        if len(self.query) > MOST_QUERIES:
-            raise ValueError(f"{len(self.query)} queries are too many; give {MOST_QUERIES} at most")
+        if len(self.query) > MAX_QUERIES:
+            raise ValueError(f"{len(self.query)} queries are too many; give {MAX_QUERIES} at most")
 
-    def making(self) -> Making:
-        return Making(
+    def spec(self) -> SampleSpec:
+        return SampleSpec(
             seed=self.seed,
             index=self.index,
             steps=self.steps,
@@ -76,65 +81,73 @@ def main() -> None:
     settings = parse(Settings, gather_queries(sys.argv[1:]))
     require_matplotlib()
     pipeline = settings.open(settings.model)
-    layer = _layer(pipeline, settings.layer)
+    layer = _choose_layer(pipeline, settings.layer)
     _check_queries(settings.query, pipeline.image_format.size)
-    making = settings.making()
-    making.evaluations(pipeline)  # refuses in time
-    pipeline.to(device_named(settings.device))
+    spec = settings.spec()
+    spec.count_evaluations(pipeline)  # raises for settings that cannot be used
+    pipeline.to(resolve_device(settings.device))
     folder = make_output_folder(Path(settings.output_dir))
 
     pipeline.set_progress_bar_config(desc="denoising", unit="evaluation")
-    course = _course(pipeline, making, settings.query)
-    names = draw_all(course, layer, making.told(pipeline), folder)
+    trajectory = _record(pipeline, spec, settings.query)
+    names = draw_figures(trajectory, layer, spec.describe(pipeline), folder)
     print(
-        f"queries {', '.join(f'{y},{x}' for y, x in course.queries)} in {layer}: "
+        f"queries {', '.join(f'{y},{x}' for y, x in trajectory.queries)} in {layer}: "
         f"{folder / names[0]}, {', '.join(names[1:])}"
     )
 
 
-def draw_all(course: Course, layer: str, which: str, folder: Path) -> list[str]:
-    """Write every figure and the numbers; returns the names of the files."""
-    from sampling.figures.attention import draw_course, draw_layers, save_animation
+def draw_figures(
+    trajectory: AttentionTrajectory, layer: str, which: str, folder: Path
+) -> list[str]:
+    """Write all figures and attention.npz; return the file names."""
+    from sampling.figures.attention import draw_layers, draw_trajectory, save_attention_animation
     from sampling.figures.attention_measures import draw_measures
-    from sampling.figures.panels import save
+    from sampling.figures.panels import save_figure
 
     figures = {
-        "attention.png": draw_course(
-            course, layer, f"Where pixels look: {layer}, mean of heads\n{which}"
+        "attention.png": draw_trajectory(
+            trajectory, layer, f"Attention maps of {layer}, mean of heads\n{which}"
         )
     }
-    for number, (y, x) in enumerate(course.queries):
-        title = f"Where a pixel looks in each layer, mean of heads\n{which}"
-        figures[f"layers-{y}-{x}.png"] = draw_layers(course, number, title)
+    for number, (y, x) in enumerate(trajectory.queries):
+        title = f"Attention map of one query in each layer, mean of heads\n{which}"
+        figures[f"layers-{y}-{x}.png"] = draw_layers(trajectory, number, title)
     title = f"Attention of each head, mean over the pixels of an image\n{which}"
-    figures["measures.png"] = draw_measures(course, title)
+    figures["measures.png"] = draw_measures(trajectory, title)
     for name, figure in figures.items():
-        save(figure, folder / name)
-    save_animation(course, layer, f"{layer}, mean of heads\n{which}", folder / "attention.gif")
-    course.write(folder / "attention.npz")
+        save_figure(figure, folder / name)
+    save_attention_animation(
+        trajectory, layer, f"{layer}, mean of heads\n{which}", folder / "attention.gif"
+    )
+    trajectory.save(folder / "attention.npz")
     return [*figures, "attention.gif", "attention.npz"]
 
 
-def _course(pipeline: Pipeline, making: Making, queries: Sequence[tuple[int, int]]) -> Course:
-    # Where the image is bright is known when it is made: once to see, and once more to record.
+def _record(
+    pipeline: Pipeline, spec: SampleSpec, queries: Sequence[tuple[int, int]]
+) -> AttentionTrajectory:
+    # The brightest place is known only after sampling, so the image is then sampled twice.
     runs = 1 if queries else 2
-    with pipeline.progress_bar(total=runs * making.evaluations(pipeline)) as bar:  # type: ignore[call-arg]
+    with pipeline.progress_bar(total=runs * spec.count_evaluations(pipeline)) as bar:  # type: ignore[call-arg]
         if not queries:
             steps = []
-            for step in making.walk(pipeline):
+            for step in spec.denoise(pipeline):
                 steps.append(step)
                 bar.update()
-            # What the network sees beyond the image is no place to look from.
+            # Padding beyond the image is not a query.
             height, width = pipeline.image_format.size
-            queries = brightest_and_darkest(Denoising.of(steps).image[..., :height, :width])
-        return follow(pipeline, making, queries, bar.update)
+            queries = brightest_and_darkest(
+                Trajectory.from_steps(steps).image[..., :height, :width]
+            )
+        return record_trajectory(pipeline, spec, queries, bar.update)
 
 
 def gather_queries(words: Sequence[str]) -> list[str]:
-    """Every `--query Y,X` of a command line as the one list that the parser knows.
+    """Merge every `--query Y,X` of a command line into the one list that the parser takes.
 
     Raises:
-        ValueError: If one is no pair of whole numbers.
+        ValueError: If a query is not a pair of whole numbers.
     """
     rest, queries = [], []
     words = [part for word in words for part in _split(word)]
@@ -154,7 +167,7 @@ def _split(word: str) -> list[str]:
     return word.split("=", 1) if word.startswith("--query=") else [word]
 
 
-def _layer(pipeline: Pipeline, name: str | None) -> str:
+def _choose_layer(pipeline: Pipeline, name: str | None) -> str:
     layers = attention_layers(pipeline.unet)
     if name is None:
         upwards = [known for known in layers if known.startswith("up_blocks")] or list(layers)

@@ -1,11 +1,11 @@
-"""Turn a file of weights into a model folder that diffusers, and this package, opens.
+"""Convert a file of weights into a model folder that diffusers and this package can open.
 
     python sampling/convert.py ema_0.9999_500000.pt --image_size 32 --num_heads 4 \\
         --noise_schedule cosine --diffusion_steps 4000 --rescale_timesteps true --output_dir out
 
-The kinds, told apart by their names: ddpm_tf (the paper's own code, its variables as an .npz),
-pesser (its PyTorch port), openai (improved-diffusion and guided-diffusion) and diffusers (the
-weights of a UNet2DModel beside their config.json). What names and shapes do not say are flags.
+The kind is detected from the names of the weights: ddpm_tf (the paper's own code, its variables as
+an .npz), pesser (its PyTorch port), openai (improved-diffusion and guided-diffusion) or diffusers
+(a UNet2DModel with its config.json). What names and shapes do not determine is given by flags.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from ddpm_sa.cli import parse, run_program
 from ddpm_sa.model_folder import load_scheduler
 from ddpm_sa.models.config import not_in_diffusers
 
-# A name that each kind has, and no other.
-MARKS = {
+# A name that occurs in weights of this kind only.
+NAME_PATTERNS = {
     "ddpm_tf": re.compile(r"model/down_0/block_0/"),
     "pesser": re.compile(r"down\.0\.block\.0\."),
     "openai": re.compile(r"input_blocks\.0\.0\."),
@@ -44,33 +44,34 @@ ORIGINS = {
     "openai": "openai/improved-diffusion or guided-diffusion",
     "diffusers": "diffusers",
 }
-# The network tells apart as many timesteps, if it was trained with rescale_timesteps.
+# Range of the timesteps that the network is given if it was trained with rescale_timesteps.
 RESCALED_STEPS = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Which file, and what its weights do not say.
+    """Command-line settings of sampling/convert.py.
 
     Attributes:
-        source: A .pt, .pth, .ckpt or .bin of torch.save (weights alone), a .safetensors, or an
-            .npz. It may also come first, without the flag.
-        output_dir: The model folder to make; it must not be there, or be empty.
-        image_size: Height and width of the images; of diffusers' weights config.json says it.
-        kind: ddpm_tf, pesser, openai or diffusers; auto goes by the names of the weights.
-        entry: Of a file that holds several things by name, the one that is the weights.
-        num_heads: Of openai: heads of every attention; or give num_head_channels. This and the
-            following are flags of their programs.
-        num_head_channels: Of openai: channels of every head.
-        use_new_attention_order: Of openai: as the training had it.
-        noise_schedule: Of openai: linear or cosine.
-        diffusion_steps: Of openai: timesteps of the training.
-        rescale_timesteps: Of openai, needed if those are not 1000: whether the network was given
-            t · 1000 / diffusion_steps (improved-diffusion's default) or t (guided-diffusion's). In
-            the first case the folder has the 1000 timesteps whose t is a whole number.
-        predict_xstart: Of openai: whether the network predicts the image and not the noise.
-        sigma_small: Unless the variance was learned: whether a step's variance is the posterior's
-            (as for the paper's 256 x 256 images) or beta (as for its CIFAR-10).
+        source: A .pt, .pth, .ckpt or .bin file of torch.save (weights only), a .safetensors, or an
+            .npz. It may also be the first argument, without the flag.
+        output_dir: The model folder to create; it must not exist, or be empty.
+        image_size: Height and width of the images; for diffusers' weights it is in config.json.
+        kind: ddpm_tf, pesser, openai or diffusers; auto detects it from the names.
+        entry: Name of the weights in a file with several entries.
+        num_heads: For openai: attention heads; or give num_head_channels. This and the following
+            are flags of OpenAI's programs.
+        num_head_channels: For openai: channels of each head.
+        use_new_attention_order: For openai: as in training.
+        noise_schedule: For openai: linear or cosine.
+        diffusion_steps: For openai: number of training timesteps.
+        rescale_timesteps: For openai, required unless diffusion_steps is 1000: whether the network
+            was given t · 1000 / diffusion_steps (improved-diffusion's default) or t
+            (guided-diffusion's). In the first case the model keeps the 1000 timesteps for which
+            this is an integer.
+        predict_xstart: For openai: whether the network predicts the image instead of the noise.
+        sigma_small: If the variance was not learned: whether the variance of a step is the
+            posterior's (as for the paper's 256 x 256 images) or beta (as for its CIFAR-10).
     """
 
     source: str
@@ -104,13 +105,13 @@ class Settings:
                 f"timestep, which diffusers does not; it must be a multiple of {RESCALED_STEPS}"
             )
 
-    def changed(self) -> dict[str, Any]:
-        """The settings that are not the defaults."""
+    def non_defaults(self) -> dict[str, Any]:
+        """The settings that differ from the defaults."""
         fields = dataclasses.fields(self)
         return {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
 
 
-# Settings that all kinds have; ddpm_tf and pesser have sigma_small too, openai has all.
+# Settings that apply to all kinds; sigma_small also to ddpm_tf and pesser, all to openai.
 COMMON = {"source", "output_dir", "image_size", "kind", "entry"}
 
 
@@ -122,46 +123,46 @@ def main() -> None:
     source, folder = Path(settings.source), Path(settings.output_dir)
     _check_empty(folder)
     weights = read_weights(source, settings.entry)
-    kind = kind_of(weights) if settings.kind == "auto" else settings.kind
+    kind = detect_kind(weights) if settings.kind == "auto" else settings.kind
     _check_flags(settings, kind)
     if kind == "diffusers":
-        unet, scheduler = _of_diffusers(weights, settings)
+        unet, scheduler = _load_diffusers(weights, settings)
     else:
-        unet = network_of(weights, kind, settings)
-        scheduler = scheduler_of(settings, kind, unet.config)
+        unet = convert_network(weights, kind, settings)
+        scheduler = make_scheduler(settings, kind, unet.config)
     pipeline = Pipeline(unet, scheduler)
     try:
-        pipeline.save_pretrained(folder, about=_origin(settings, kind))
+        pipeline.save_pretrained(folder, about=_describe_origin(settings, kind))
     except OSError as error:
         raise ValueError(f"output_dir={folder} cannot be written: {error.strerror}") from error
     parameters = sum(parameter.numel() for parameter in unet.parameters())
-    lacking = not_in_diffusers(unet.config)
-    opens = "diffusers opens it" if lacking is None else f"ddpm_sa alone opens it, since {lacking}"
+    reason = not_in_diffusers(unet.config)
+    opens = "diffusers can open it" if reason is None else f"only ddpm_sa can open it: {reason}"
     print(
         f"{folder}: {kind}, {parameters:,} parameters in {len(weights)} weights, levels of "
         f"{', '.join(map(str, unet.config['block_out_channels']))} channels; {opens}"
     )
 
 
-def kind_of(weights: Mapping[str, Tensor]) -> str:
-    """Whose names these are.
+def detect_kind(weights: Mapping[str, Tensor]) -> str:
+    """Detect the kind of weights from their names.
 
     Raises:
-        ValueError: If nobody's.
+        ValueError: If the names match no kind.
     """
-    for kind, mark in MARKS.items():
+    for kind, mark in NAME_PATTERNS.items():
         if any(mark.match(name) for name in weights):
             return kind
     raise ValueError(
-        f"{next(iter(weights))!r} and the other names are of no known kind; known are "
+        f"{next(iter(weights))!r} and the other names match no known kind; known are "
         f"{', '.join(f'{kind} ({origin})' for kind, origin in ORIGINS.items())}"
     )
 
 
-def network_of(weights: Mapping[str, Tensor], kind: str, settings: Settings) -> UNet:
-    """The network of weights that are not diffusers'."""
+def convert_network(weights: Mapping[str, Tensor], kind: str, settings: Settings) -> UNet:
+    """Build the network from weights of another kind than diffusers."""
     if settings.image_size is None:
-        raise ValueError(f"image_size must be given: weights of {ORIGINS[kind]} do not say it")
+        raise ValueError(f"image_size must be given: weights of {ORIGINS[kind]} do not contain it")
     if kind == "openai":
         return from_openai(
             weights,
@@ -173,32 +174,32 @@ def network_of(weights: Mapping[str, Tensor], kind: str, settings: Settings) -> 
     return {"ddpm_tf": from_ddpm_tf, "pesser": from_pesser}[kind](weights, settings.image_size)
 
 
-def scheduler_of(settings: Settings, kind: str, network: Mapping[str, Any]) -> DDPMScheduler:
-    """The process that the network was trained for.
+def make_scheduler(settings: Settings, kind: str, network: Mapping[str, Any]) -> DDPMScheduler:
+    """Make the scheduler of the diffusion process that the network was trained for.
 
     Raises:
-        ValueError: If the network's channels are not those of a diffusion of images.
+        ValueError: If the network's channels do not match a diffusion process on images.
     """
     channels, outputs = network["in_channels"], network["out_channels"]
     learned = outputs == 2 * channels
     if kind == "openai" and channels == 6:
         raise ValueError(
-            "a network of openai's with 6 channels is for super-resolution: it takes the small "
-            "image too, which no pipeline here gives it"
+            "an openai network with 6 channels is for super-resolution: it also takes the small "
+            "image, which the pipelines of this package do not provide"
         )
     if outputs != channels and not (learned and kind == "openai"):
         raise ValueError(
-            f"the network takes {channels} channels and gives {outputs}; no scheduler of diffusers "
-            f"knows what those of {ORIGINS[kind]} mean"
+            f"the network takes {channels} channels and gives {outputs}; no diffusers scheduler "
+            f"can interpret the output of {ORIGINS[kind]}"
         )
     steps = settings.diffusion_steps
-    # Betas of their linear schedule grow as the steps are fewer (gaussian_diffusion.py).
+    # OpenAI scales the betas of the linear schedule by 1000 / steps (gaussian_diffusion.py).
     start, end = 0.1 / steps, 20 / steps
     betas = None
     if settings.rescale_timesteps and steps != RESCALED_STEPS:
         cosine = settings.noise_schedule == "cosine"
-        whole = NoiseSchedule.cosine(steps) if cosine else NoiseSchedule.linear(steps, start, end)
-        kept = whole.alphas_cumprod[:: steps // RESCALED_STEPS]
+        full = NoiseSchedule.cosine(steps) if cosine else NoiseSchedule.linear(steps, start, end)
+        kept = full.alphas_cumprod[:: steps // RESCALED_STEPS]
         before = kept.new_ones(RESCALED_STEPS)
         before[1:] = kept[:-1]
         betas, steps = (1 - kept / before).tolist(), RESCALED_STEPS
@@ -215,51 +216,51 @@ def scheduler_of(settings: Settings, kind: str, network: Mapping[str, Any]) -> D
     )
 
 
-def _of_diffusers(weights: Mapping[str, Tensor], settings: Settings) -> tuple[UNet, Any]:
-    """The network and the scheduler that the files beside the weights describe."""
-    here = Path(settings.source).parent
-    if not (here / "config.json").is_file():
-        raise ValueError(f"weights of diffusers need their config.json beside them, in {here}")
-    # Loading finds whatever name and container the weights had, and old names of attention.
+def _load_diffusers(weights: Mapping[str, Tensor], settings: Settings) -> tuple[UNet, Any]:
+    """Load the network and the scheduler that the files next to the weights describe."""
+    folder = Path(settings.source).parent
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"weights of diffusers need their config.json next to them, in {folder}")
+    # Saved anew, so that loading translates old attention names whatever file they came from.
     with tempfile.TemporaryDirectory() as temporary:
-        shutil.copy(here / "config.json", temporary)
-        whole = {name: weight.contiguous() for name, weight in weights.items()}
-        save_file(whole, f"{temporary}/diffusion_pytorch_model.safetensors", {"format": "pt"})
+        shutil.copy(folder / "config.json", temporary)
+        contiguous = {name: weight.contiguous() for name, weight in weights.items()}
+        save_file(contiguous, f"{temporary}/diffusion_pytorch_model.safetensors", {"format": "pt"})
         unet = UNet.from_pretrained(temporary, subfolder=None)
-    said, size = unet.config["sample_size"], settings.image_size
-    if None not in (said, size) and said != size:
-        raise ValueError(f"image_size={size}, and config.json says {said}")
-    if said is None:
+    configured, size = unet.config["sample_size"], settings.image_size
+    if None not in (configured, size) and configured != size:
+        raise ValueError(f"image_size={size}, but config.json has sample_size={configured}")
+    if configured is None:
         if size is None:
-            raise ValueError("config.json does not say how large the images are; give image_size")
+            raise ValueError("config.json has no sample_size; give image_size")
         unet.register_to_config(sample_size=size)
-    return unet, load_scheduler(here.parent if here.name == "unet" else here)
+    return unet, load_scheduler(folder.parent if folder.name == "unet" else folder)
 
 
 def _check_empty(folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"output_dir={folder} is there already and is not an empty folder")
+        raise ValueError(f"output_dir={folder} exists and is not an empty folder")
 
 
 def _check_flags(settings: Settings, kind: str) -> None:
     allowed = COMMON | ({"sigma_small"} if kind in ("ddpm_tf", "pesser") else set())
-    strange = sorted(settings.changed().keys() - allowed)
-    if strange and kind != "openai":
-        raise ValueError(f"{strange[0]} is no setting of weights of {ORIGINS[kind]}")
+    unsupported = sorted(settings.non_defaults().keys() - allowed)
+    if unsupported and kind != "openai":
+        raise ValueError(f"{unsupported[0]} does not apply to weights of {ORIGINS[kind]}")
 
 
-def _origin(settings: Settings, kind: str) -> str:
-    """What the model card says of it."""
+def _describe_origin(settings: Settings, kind: str) -> str:
+    """The section of the model card about the origin of the weights."""
     source = Path(settings.source)
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    told = {name: value for name, value in settings.changed().items() if name not in COMMON}
-    flags = ", ".join(f"{name}={value}" for name, value in told.items())
+    given = {name: value for name, value in settings.non_defaults().items() if name not in COMMON}
+    flags = ", ".join(f"{name}={value}" for name, value in given.items())
     return (
         "## Where it comes from\n"
         f"`{source.name}` (sha256 {digest}), weights of {ORIGINS[kind]}, converted by ddpm_sa's "
-        f"`sampling/convert.py`{f' with {flags}' if flags else ''}. Who made the weights says "
-        "under which licence they may be used.\n"
+        f"`sampling/convert.py`{f' with {flags}' if flags else ''}. The licence is that of "
+        "the original weights.\n"
     )
 
 

@@ -1,9 +1,10 @@
-"""Make images from images with a model: edit, mix, fill in, and see how they come about.
+"""Edit images with a model: SDEdit, interpolation, inpainting, variations, reconstruction.
 
     python sampling/edit.py --model runs/mnist/model --edit sdedit --image a.png --strength 0.5 \\
         --output_dir out
 
-Writes the images made, grid.png (the images given first) and edit.json, which repeats it.
+Writes the edited images, grid.png (input images first) and edit.json, which records how to repeat
+the edit.
 """
 
 import dataclasses
@@ -26,12 +27,12 @@ from ddpm_sa.cli import parse, run_program
 from ddpm_sa.editing.editor import Editor
 from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.pipeline import Batch
-from sampling.common.device import device_named
+from sampling.common.device import resolve_device
 from sampling.common.image_files import read_images, read_mask
-from sampling.common.model_loading import ModelSettings, environment_of, identity_of
+from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
 from sampling.common.output_folder import make_output_folder
 from sampling.common.sample_folder import GRID, image_path, save_images, save_picture
-from sampling.common.sampler_settings import MethodSettings
+from sampling.common.sampler_settings import SamplerSettings
 
 Edit = Literal["sdedit", "interpolate", "inpaint", "variations", "progressive", "reconstruct"]
 RECORD = "edit.json"
@@ -40,25 +41,26 @@ NEEDS_IMAGES = {"sdedit": 1, "interpolate": 2, "inpaint": 1, "reconstruct": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(MethodSettings, ModelSettings):
-    """What to make of what.
+class Settings(SamplerSettings, ModelSettings):
+    """Command-line settings of sampling/edit.py.
 
     Attributes:
         model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a
-            repository on the hub.
-        output_dir: Where the images go; a new folder, or one of an earlier edit, which is replaced.
-        edit: sdedit (noise images to a strength and denoise them), interpolate (mix two images at a
-            level), inpaint (fill in), variations (images that part at a level), progressive (the
-            image predicted on the way), reconstruct (to noise and back, by DDIM).
-        image: Image files of the model's size and channels, as a list: one or more; for
-            interpolate, two.
-        mask: Of inpaint: a picture of the images' size, white where they are to be made anew.
-        strength: Of sdedit: 0 returns the images, 1 keeps next to nothing of them.
-        level: Of interpolate and variations: a timestep of the training; the higher, the freer.
-        count: Of interpolate, variations and progressive: how many images.
-        index: Of variations and progressive: which image of the seed.
-        repeats: Of inpaint: how often each step is made; more agree better with what is known.
-        class_label: For a class-conditional network: the class of what is made.
+            repository on the Hugging Face Hub.
+        output_dir: Folder for the images: a new one, or that of an earlier edit, which is replaced.
+        edit: sdedit (add noise to images and denoise them), interpolate (mix two images at a noise
+            level), inpaint (fill in a mask), variations (samples that share x_t at a level),
+            progressive (predicted images during sampling), reconstruct (DDIM inversion and back).
+        image: List of image files of the model's size and channels: one or more; for interpolate,
+            two.
+        mask: For inpaint: a picture of the images' size, white where they are to be filled in.
+        strength: For sdedit: 0 returns the images, 1 keeps almost nothing of them.
+        level: For interpolate and variations: a training timestep; higher gives larger changes.
+        count: For interpolate, variations and progressive: number of images.
+        index: For variations and progressive: index of the image for this seed.
+        repeats: For inpaint: how often each step is repeated; more repeats fit the known pixels
+            better.
+        class_label: For a class-conditional network: the class of the edited images.
     """
 
     model: str
@@ -83,7 +85,7 @@ class Settings(MethodSettings, ModelSettings):
             wanted = {0: "no image", 1: "an image or more", 2: "two images"}[needed]
             raise ValueError(f"edit={self.edit} takes {wanted}, not {len(self.image)}")
         if (self.edit == "inpaint") != (self.mask is not None):
-            raise ValueError("a mask is what inpaint needs, and inpaint alone")
+            raise ValueError("a mask is required by inpaint, and used by inpaint only")
 
 
 def main() -> None:
@@ -92,11 +94,11 @@ def main() -> None:
     image_format = pipeline.image_format
     given = read_images(settings.image, image_format)
     mask = None if settings.mask is None else read_mask(settings.mask, image_format.size)
-    device = device_named(settings.device)
+    device = resolve_device(settings.device)
     record: dict[str, Any] = {
         "settings": dataclasses.asdict(settings),
-        "model": identity_of(pipeline),
-        "environment": environment_of(settings.model, device),
+        "model": model_identity(pipeline),
+        "environment": describe_environment(settings.model, device),
     }
     pipeline.to(device)
     method = settings.method(pipeline)
@@ -118,9 +120,9 @@ def main() -> None:
 
 
 def edit_images(editor: Editor, settings: Settings, given: Tensor, mask: Tensor | None) -> Tensor:
-    """The images that the settings ask for, (N, C, H, W)."""
-    on_the_way = settings.edit in ("interpolate", "variations")
-    number = settings.count if on_the_way else max(len(given), 1)
+    """Run the edit that the settings ask for; returns images (N, C, H, W)."""
+    counted = settings.edit in ("interpolate", "variations")
+    number = settings.count if counted else max(len(given), 1)
     indices = [settings.index] if settings.edit == "progressive" else range(number)
     condition = editor.pipeline.condition(indices, settings.class_label)
     if settings.edit == "sdedit":

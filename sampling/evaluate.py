@@ -1,13 +1,13 @@
-"""How good are these models: distances to the data, likelihood, copies, losses, side by side.
+"""Evaluate models side by side: distances to the data, likelihood, memorisation, losses.
 
     python sampling/evaluate.py --model runs/mnist/model --data mnist5k --output_dir measured
     python sampling/evaluate.py --model A --model B --samples FOLDER --data FOLDER ...
     torchrun --nproc_per_node 2 sampling/evaluate.py ...    (or accelerate launch) shares the work
 
-Prints a table and writes evaluation.json, with how to repeat it, and evaluation.png; with
---likelihood, --nearest and --losses likelihood.png, nearest.png and losses.png too. Images are made
-on the fly as sampling/sample.py makes them, or read from a folder. docs/evaluation.md says what
-each number means.
+Prints a table and writes evaluation.json, which records how to repeat it, and evaluation.png;
+--likelihood, --nearest and --losses also write likelihood.png, nearest.png and losses.png. Images
+are sampled on the fly as by sampling/sample.py, or read from a folder. docs/evaluation.md explains
+each number.
 """
 
 import dataclasses
@@ -27,48 +27,55 @@ from ddpm_sa.data.dataset import Images
 from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.samplers.method import Method
-from sampling.common.device import device_of
-from sampling.common.model_loading import ModelSettings, environment_of, identity_of
+from sampling.common.device import process_device
+from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
 from sampling.common.output_folder import make_output_folder, require_matplotlib
-from sampling.common.sampler_settings import MethodSettings
-from sampling.evaluation.held_out_loss import Looks, likelihood, losses
+from sampling.common.sampler_settings import SamplerSettings
+from sampling.evaluation.held_out_loss import Diagnostics, evaluate_likelihood, measure_losses
 from sampling.evaluation.image_sets import (
-    Entrant,
-    files_of,
-    real_images,
-    samples_of,
+    ImageSet,
+    read_dataset,
+    read_folder,
+    sample_model,
 )
-from sampling.evaluation.memorization import HELD_OUT, Kept, look_up
+from sampling.evaluation.memorization import HELD_OUT, FirstImages, find_nearest
 from sampling.evaluation.real_data import open_real_images
-from sampling.evaluation.scores import Measured, measured, of_real
-from sampling.evaluation.summary import lines_of, not_held_out, record_of, table, warnings_of, write
+from sampling.evaluation.scores import Scores, score_images, summarise_reference
+from sampling.evaluation.summary import (
+    describe_diagnostics,
+    find_warnings,
+    format_table,
+    make_record,
+    warn_if_not_held_out,
+    write_evaluation,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(MethodSettings, ModelSettings):
-    """Which images to measure, and against which.
+class Settings(SamplerSettings, ModelSettings):
+    """Command-line settings of sampling/evaluate.py.
 
     Attributes:
-        output_dir: Where evaluation.json and evaluation.png go.
-        model: A model folder, a run, a checkpoint, or a repository on the hub; once for each, as in
-            `--model A --model B`.
-        samples: A folder of images that are there; once for each.
-        data: The real images: mnist5k, a folder, a .parquet or .npy file, or the name of a data
-            set on the hub; those of the first model's run, by its config.yaml, if not given.
+        output_dir: Folder for evaluation.json and evaluation.png.
+        model: A model folder, a run, a checkpoint, or a repository on the Hugging Face Hub; repeat
+            the flag for several, as in `--model A --model B`.
+        samples: A folder of images; repeat the flag for several.
+        data: The real images: mnist5k, a folder, a .parquet or .npy file, or a dataset on the Hub;
+            by default the data of the first model's run, from its config.yaml.
         fit: How real images of another size get the model's, as in training: crop, pad, stretch.
-        split: Of a hub data set, or of a folder of .parquet files.
-        validation: Images held out of the real ones, as in training: a share (the same ones), a
-            split, a folder or a file. They are measured too, to know what is near.
-        features: efficientnet, which needs no download; inception, as published numbers have it;
-            or package.module:name of yours, images (B, C, H, W) in [-1, 1] to (B, D).
-        num_images: How many images each model makes.
-        nearest: Look up so many images of each set among the training images: are they copies?
-            Needs held-out images, to know what is near.
-        likelihood: Bits a dimension of so many held-out images, by every timestep; each takes as
-            many evaluations of the network as there are timesteps.
-        losses: The loss by timestep of so many training and held-out images, and the least that a
-            Gaussian would leave.
-        batch_size: Images at once.
+        split: Split of a dataset on the Hub, or of a folder of .parquet files.
+        validation: Held-out images, as in training: a share of the data (the same images), a split,
+            a folder or a file. They are evaluated too, for comparison.
+        features: efficientnet, which needs no download; inception, as in published numbers; or a
+            function of yours as package.module:name, from (B, C, H, W) in [-1, 1] to (B, D).
+        num_images: Number of images to sample from each model.
+        nearest: Number of images of each set to compare with the training images, to find memorised
+            ones. Needs held-out images for calibration.
+        likelihood: Number of held-out images for the bits per dimension; each takes one evaluation
+            of the network per timestep.
+        losses: Number of training and of held-out images for the loss by timestep, next to the
+            optimum for Gaussian data.
+        batch_size: Images in a batch.
     """
 
     output_dir: str
@@ -87,7 +94,7 @@ class Settings(MethodSettings, ModelSettings):
 
     def __post_init__(self) -> None:
         if not self.model and not self.samples:
-            raise ValueError("nothing to measure: give --model or --samples")
+            raise ValueError("nothing to evaluate: give --model or --samples")
         super().__post_init__()
         self.require_at_least(2, "num_images")
         self.require_at_least(1, "batch_size")
@@ -96,13 +103,15 @@ class Settings(MethodSettings, ModelSettings):
 
 def main() -> None:
     settings = parse(Settings, repeated(sys.argv[1:], "model", "samples"))
-    here = join()
+    state = join()
     require_matplotlib()
-    device = device_of(here, settings.device)
+    device = process_device(state, settings.device)
     extractor = open_features(settings.features, device)
     pipelines = {name: settings.open(name) for name in settings.model}
-    identities = {name: identity_of(pipeline) for name, pipeline in pipelines.items()}
-    for pipeline in pipelines.values():  # before its method: a weaker model goes where this is
+    identities = {name: model_identity(pipeline) for name, pipeline in pipelines.items()}
+    for pipeline in (
+        pipelines.values()
+    ):  # before settings.method: the weaker model of guidance goes to the same device
         pipeline.to(device)
     methods = {name: settings.method(pipeline) for name, pipeline in pipelines.items()}
     images = open_real_images(
@@ -120,68 +129,79 @@ def main() -> None:
         f"{settings.output_dir} cannot be created",
     )
 
-    real = of_real(images, extractor, settings.batch_size, here)
-    results: list[Measured] = []
-    kept: dict[str, Kept] = {}
-    for entrant in entrants_of(settings, pipelines, methods, images, here):
-        kept[entrant.name] = Kept(settings.nearest)
-        results.append(measured(kept[entrant.name].of(entrant), real, extractor))
-    closer = looks(settings, pipelines, images, kept, here)
-    if here.is_main_process:
-        warnings = warnings_of(real, results)
+    real = summarise_reference(images, extractor, settings.batch_size, state)
+    results: list[Scores] = []
+    first_images: dict[str, FirstImages] = {}
+    for image_set in open_image_sets(settings, pipelines, methods, images, state):
+        first_images[image_set.name] = FirstImages(settings.nearest)
+        results.append(
+            score_images(first_images[image_set.name].collect_from(image_set), real, extractor)
+        )
+    diagnostics = run_diagnostics(settings, pipelines, images, first_images, state)
+    if state.is_main_process:
+        warnings = find_warnings(real, results)
         if images.validation is not None:
-            warnings += not_held_out(settings.model, settings.validation)
-        environment = environment_of(", ".join(pipelines), device, here.num_processes)
-        record = record_of(dataclasses.asdict(settings), extractor, real, results)
+            warnings += warn_if_not_held_out(settings.model, settings.validation)
+        environment = describe_environment(", ".join(pipelines), device, state.num_processes)
+        record = make_record(dataclasses.asdict(settings), extractor, real, results)
         record |= {"warnings": warnings, "environment": environment | {"models": identities}}
-        print(table(results, extractor))
-        for line in [*lines_of(closer), *(f"warning: {warning}" for warning in warnings)]:
+        print(format_table(results, extractor))
+        for line in [
+            *describe_diagnostics(diagnostics),
+            *(f"warning: {warning}" for warning in warnings),
+        ]:
             print(line)
-        write(folder, record, results, extractor, closer, images)
+        write_evaluation(folder, record, results, extractor, diagnostics, images)
     leave()
 
 
-def entrants_of(
+def open_image_sets(
     settings: Settings,
     pipelines: dict[str, Pipeline],
     methods: dict[str, Method],
     images: Images,
-    here: PartialState,
-) -> list[Entrant]:
-    """Everything that is measured: held-out images, what models make, and folders."""
+    state: PartialState,
+) -> list[ImageSet]:
+    """The image sets to evaluate: held-out images, samples of each model, and folders."""
     size, count, seed = settings.batch_size, settings.num_images, settings.seed
     held_out = images.validation
     return [
-        *([] if held_out is None else [real_images(HELD_OUT, held_out, size, here)]),
+        *([] if held_out is None else [read_dataset(HELD_OUT, held_out, size, state)]),
         *(
-            samples_of(name, pipeline, methods[name], seed, count, size, here)
+            sample_model(name, pipeline, methods[name], seed, count, size, state)
             for name, pipeline in pipelines.items()
         ),
-        *(files_of(name, images.format, size, here) for name in settings.samples),
+        *(read_folder(name, images.format, size, state) for name in settings.samples),
     ]
 
 
-def looks(
+def run_diagnostics(
     settings: Settings,
     pipelines: dict[str, Pipeline],
     images: Images,
-    kept: dict[str, Kept],
-    here: PartialState,
-) -> Looks:
-    """What was asked for beyond the distances."""
+    first_images: dict[str, FirstImages],
+    state: PartialState,
+) -> Diagnostics:
+    """Run the requested diagnostics: nearest training images, losses, likelihood."""
     seed, size, held_out = settings.seed, settings.batch_size, images.validation
-    found = Looks()
+    diagnostics = Diagnostics()
     if settings.nearest:
-        found.nearest = {name: look_up(some, images) for name, some in kept.items()}
+        diagnostics.nearest = {
+            name: find_nearest(first, images) for name, first in first_images.items()
+        }
     for name, pipeline in pipelines.items():
         if settings.losses:
             sets = {"training": images} | ({} if held_out is None else {HELD_OUT: held_out})
-            found.losses[name] = losses(pipeline, sets, settings.losses, seed, size, here)
+            diagnostics.losses[name] = measure_losses(
+                pipeline, sets, settings.losses, seed, size, state
+            )
         if settings.likelihood:
             assert held_out is not None
             count = settings.likelihood
-            found.likelihood[name] = likelihood(name, pipeline, held_out, count, seed, size, here)
-    return found
+            diagnostics.likelihood[name] = evaluate_likelihood(
+                name, pipeline, held_out, count, seed, size, state
+            )
+    return diagnostics
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.stats import energy_distance as energy_distance_of_numbers
 
 from ddpm_sa import Pipeline, UNet, ablate_attention
-from sampling.ablation import chance, energy_distance, main
+from sampling.ablation import chance_distance, energy_distance, main
 from tests.reference import SMALL, randomise_
 
 
@@ -77,7 +77,7 @@ def test_energy_distance_is_scipys_on_images_of_one_pixel():
 def test_sets_of_one_distribution_are_apart_by_chance_and_others_by_more():
     random = torch.Generator().manual_seed(0)
     images = torch.randn(80, 1, 4, 4, generator=random) / 3
-    by_chance = chance(images)
+    by_chance = chance_distance(images)
     assert abs(energy_distance(images[:40], images[40:])) < 2 * by_chance
     assert energy_distance(images[:40], images[40:] + 0.5) > 5 * by_chance
 

@@ -13,8 +13,8 @@ from ddpm_sa import Pipeline, UNet, measure_attention, record_attention
 from ddpm_sa.image_format import ImageFormat
 from ddpm_sa.samplers.method import Method
 from sampling.attention import gather_queries, main
-from sampling.common.trajectory import Course, brightest_and_darkest
-from sampling.figures.attention import draw_course, draw_layers
+from sampling.common.trajectory import AttentionTrajectory, brightest_and_darkest
+from sampling.figures.attention import draw_layers, draw_trajectory
 from sampling.figures.attention_measures import draw_measures
 from tests.reference import SMALL, randomise_
 
@@ -128,15 +128,15 @@ def test_the_brightest_and_the_darkest_place_are_found_and_of_equals_the_most_ce
     assert dark == (9, 14)  # 9, 10 and 14, 15 are in the middle
 
 
-def made_up(size=(8, 12), evaluations=9, heads=3, queries=((2, 11), (7, 0))):
-    """A course whose maps and measures are random numbers."""
+def random_trajectory(size=(8, 12), evaluations=9, heads=3, queries=((2, 11), (7, 0))):
+    """A trajectory whose maps and measures are random numbers."""
     random = np.random.default_rng(0)
     grid = (size[0] // 2, size[1] // 2)
     shape = (evaluations, heads, len(queries))
     maps = {name: random.dirichlet(np.ones(np.prod(grid)), shape) for name in LAYERS}
     measure = {name: random.random(shape[:2]) for name in ("entropy", "distance", "local_share")}
     measure["overlap"] = np.where(np.eye(heads), 1, random.random((*shape[:2], heads)))
-    return Course(
+    return AttentionTrajectory(
         timesteps=np.linspace(999, 0, evaluations, dtype=np.float32),
         x_t=random.normal(size=(evaluations, 3, *size)).astype(np.float32),
         x_0=random.uniform(-1, 1, (evaluations, 3, *size)).astype(np.float32),
@@ -150,23 +150,27 @@ def made_up(size=(8, 12), evaluations=9, heads=3, queries=((2, 11), (7, 0))):
 
 def test_every_map_is_drawn_where_it_belongs():
     """Panels are read back: each holds its map's numbers, in the image's coordinates."""
-    course = made_up()
-    moments = course.moments(6)
-    assert moments == [0, 2, 3, 5, 6, 8]
-    figure = draw_course(course, LAYERS[1], "title")
+    trajectory = random_trajectory()
+    evaluations = trajectory.spread_evaluations(6)
+    assert evaluations == [0, 2, 3, 5, 6, 8]
+    figure = draw_trajectory(trajectory, LAYERS[1], "title")
     panels = [axis for axis in figure.axes if axis.images]
     assert len(panels) == 4 * 6
-    for number, (y, x) in enumerate(course.queries):
-        for column, moment in enumerate(moments):
+    for number, (y, x) in enumerate(trajectory.queries):
+        for column, evaluation in enumerate(evaluations):
             panel = panels[(2 + number) * 6 + column]
-            expected = course.maps[LAYERS[1]][moment, :, number].mean(0)
+            expected = trajectory.maps[LAYERS[1]][evaluation, :, number].mean(0)
             np.testing.assert_array_equal(panel.images[0].get_array(), expected)
             assert panel.images[0].get_extent() == [-0.5, 11.5, 7.5, -0.5]
             assert {(*ring.get_ydata(), *ring.get_xdata()) for ring in panel.lines} == {(y, x)}
 
-    figure = draw_layers(course, 1, "title")
+    figure = draw_layers(trajectory, 1, "title")
     panels = [axis for axis in figure.axes if axis.images]
-    expected = [course.maps[name][moment, :, 1].mean(0) for name in LAYERS for moment in moments]
+    expected = [
+        trajectory.maps[name][evaluation, :, 1].mean(0)
+        for name in LAYERS
+        for evaluation in evaluations
+    ]
     assert len(panels) == len(expected)
     for panel, values in zip(panels, expected, strict=True):
         np.testing.assert_array_equal(panel.images[0].get_array(), values)
@@ -174,12 +178,12 @@ def test_every_map_is_drawn_where_it_belongs():
 
 
 def test_measures_are_drawn_whole_a_line_for_each_head():
-    course = made_up()
-    panels = np.reshape(draw_measures(course, "title").axes, (4, len(LAYERS)))
+    trajectory = random_trajectory()
+    panels = np.reshape(draw_measures(trajectory, "title").axes, (4, len(LAYERS)))
     for row, name in enumerate(("entropy", "distance", "local_share", "overlap")):
         for panel in panels[row]:
             lines = [line for line in panel.lines if line.get_label().startswith("head")]
-            values = course.measures[LAYERS[0]][name]
+            values = trajectory.measures[LAYERS[0]][name]
             if name == "overlap":  # of each head, its mean with the two others
                 others = [[1, 2], [0, 2], [0, 1]]
                 values = np.stack([values[:, i, o].mean(1) for i, o in enumerate(others)], 1)
@@ -191,8 +195,8 @@ def test_measures_are_drawn_whole_a_line_for_each_head():
 
 
 def test_an_image_of_one_grey_is_drawn_without_a_line():
-    course = dataclasses.replace(made_up(), x_0=np.zeros((9, 3, 8, 12), np.float32))
-    panels = [axis for axis in draw_course(course, LAYERS[1], "title").axes if axis.images]
+    trajectory = dataclasses.replace(random_trajectory(), x_0=np.zeros((9, 3, 8, 12), np.float32))
+    panels = [axis for axis in draw_trajectory(trajectory, LAYERS[1], "title").axes if axis.images]
     assert len(panels) == 24
     assert not any(panel.collections for panel in panels)
 

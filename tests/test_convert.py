@@ -186,7 +186,7 @@ def test_classes_and_heads_of_several_widths_are_carried(convert, tmp_path):
     words = [source, "--image_size", 16, *IMPROVED, "--output_dir", tmp_path / "out"]
     code, said, error = convert(*words)
     assert code == 0, error
-    assert "ddpm_sa alone opens it" in said
+    assert "only ddpm_sa can open it" in said
     unet = Pipeline.from_pretrained(tmp_path / "out").unet
     x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([3, 741]), torch.tensor([4, 1])
     with torch.no_grad():
@@ -301,16 +301,16 @@ RESCALED = ["--rescale_timesteps", "true"]
         (["good.pt", *SIZE], "num_heads or num_head_channels must be given"),
         (["good.pt", "--image_size", 0, *IMPROVED], "image_size=0"),
         (["good.pt", "--image_size", 15, *IMPROVED], "image_size=15 cannot be halved"),
-        (["good.pt", *SIZE, *IMPROVED, "--kind", "pesser"], "num_heads is no setting"),
+        (["good.pt", *SIZE, *IMPROVED, "--kind", "pesser"], "num_heads does not apply"),
         (["good.pt", *SIZE, "--kind", "pesser"], "down.0.* is missing"),
         (["good.pt", *SIZE, *IMPROVED, "--kind", "torch"], "kind"),
         (["good.pt", *SIZE, *IMPROVED, "--diffusion_steps", 4000], "needs rescale_timesteps too"),
         (["good.pt", *SIZE, "--diffusion_steps", 100, *RESCALED], "a multiple of 1000"),
         (["good.pt", *SIZE, "--diffusion_steps", 0], "diffusion_steps=0"),
-        (["paper.npz", *SIZE, "--noise_schedule", "cosine"], "noise_schedule is no setting"),
+        (["paper.npz", *SIZE, "--noise_schedule", "cosine"], "noise_schedule does not apply"),
         (["doubled.npz", *SIZE], "takes 3 channels and gives 6"),
         (["larger.npz", *SIZE, *IMPROVED], "is for super-resolution"),
-        (["alone.npz"], "need their config.json beside them"),
+        (["alone.npz"], "need their config.json next to them"),
         (["good.pt", *SIZE, *IMPROVED, "--output_dir", "full"], "is not an empty folder"),
         (["good.pt", *SIZE, *IMPROVED, "--output_dir", "good.txt"], "is not an empty folder"),
         (["good.pt", *SIZE, *IMPROVED, "--output_dir", "good.txt/out"], "cannot be written"),

@@ -107,10 +107,10 @@ def test_sets_are_measured_side_by_side(places, evaluate, tmp_path):
 
 
 def test_a_model_is_measured_as_its_files_are(places, evaluate, run_main, tmp_path):
-    making = ["--model", places / "model", "--steps", 3, "--num_images", 20, "--seed", 3]
+    spec = ["--model", places / "model", "--steps", 3, "--num_images", 20, "--seed", 3]
     common = ["--data", places / "real", "--features", FEATURES]
-    assert evaluate(*making, *common, "--output_dir", tmp_path / "fly")[0] == 0
-    to_files = [*making, "--output_dir", tmp_path / "files"]
+    assert evaluate(*spec, *common, "--output_dir", tmp_path / "fly")[0] == 0
+    to_files = [*spec, "--output_dir", tmp_path / "files"]
     assert run_main(sampling_program.main, *to_files)[0] == 0
     words = ["--samples", tmp_path / "files", *common, "--output_dir", tmp_path / "read"]
     assert evaluate(*words)[0] == 0
@@ -173,7 +173,7 @@ def test_fewer_images_than_features_are_warned_of(places, evaluate, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--data", "DIR/real"], "nothing to measure: give --model or --samples"),
+        (["--data", "DIR/real"], "nothing to evaluate: give --model or --samples"),
         (["--model", "DIR/model"], "the model is not part of a run folder; give --data"),
         (
             ["--samples", "DIR/few", "--data", "DIR/real"],
@@ -320,7 +320,7 @@ def test_likelihood_and_losses_of_a_model(variance, places, evaluate, tmp_path):
     assert found["rate"] == pytest.approx(found["prior"] + sum(found["terms"][1:]))
     assert found["bits_per_dimension"] == pytest.approx(found["rate"] + found["decoder"])
     assert [row["reverse_steps"] for row in found["table"]] == list(range(40, 0, -4))
-    assert "bits a dimension of 18 held-out images" in said
+    assert "bits per dimension for 18 held-out images" in said
     for name in ("losses", "likelihood"):
         with Image.open(tmp_path / "out" / f"{name}.png") as figure:
             assert min(figure.size) > 200
@@ -358,4 +358,7 @@ def test_images_that_the_run_did_not_hold_out_are_said_to_be_seen(places, evalua
     words = ["--model", run, "--steps", 2, "--num_images", 8, "--features", FEATURES]
     code, said, _ = evaluate(*words, "--validation", "0.2", "--output_dir", tmp_path / "out")
     assert code == 0
-    assert "was trained with data.validation=None: what is held out here, it has seen" in said
+    assert (
+        "was trained with data.validation=None: it may have seen the images that are held out here"
+        in said
+    )

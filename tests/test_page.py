@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler
 from playwright.sync_api import Error, Page, sync_playwright
 
 from ddpm_sa import Pipeline, UNet, ablate_attention, record_attention
-from sampling.page.explorer import difference, numbers
+from sampling.page.explorer import measure_maps, rms_difference
 from tests.reference import SMALL, randomise_
 from tests.runs import ROOT, environment
 
@@ -128,7 +128,7 @@ def expected(model: Path, moment: int, queries: list[tuple[int, int]], head: int
     with record_attention(pipeline.unet, queries=queries, heads="all") as maps:
         pipeline(num_images=1, steps=5, seed=3)
     looks = maps[LAYER][moment][0].numpy()
-    table = numbers(looks.mean(0) if head is None else looks[head], queries, SIZE)
+    table = measure_maps(looks.mean(0) if head is None else looks[head], queries, SIZE)
     return {name: values for name, *values in table}
 
 
@@ -169,7 +169,7 @@ def test_a_click_a_scrub_and_a_head_show_the_numbers_of_the_library(page, served
 
 def test_attention_switched_off_changes_the_image_by_what_the_library_says(page, served):
     page.check(f"#replaced label:has-text('{LAYER}') input")
-    page.check("#replacement label:has-text('all evenly') input")
+    page.check("#replacement label:has-text('all equally') input")
     page.click("#replace")
     settled(page, "document.querySelector('#other_status').innerText.includes('at the end')")
     pipeline = Pipeline.from_pretrained(served[0])
@@ -178,7 +178,7 @@ def test_attention_switched_off_changes_the_image_by_what_the_library_says(page,
     plain = torch.as_tensor(pipeline(**settings).images).numpy()
     with ablate_attention(pipeline.unet, "uniform", [LAYER]):
         other = torch.as_tensor(pipeline(**settings).images).numpy()
-    change = difference(2 * plain - 1, 2 * other - 1)
+    change = rms_difference(2 * plain - 1, 2 * other - 1)
     assert change > 0.001
     assert f"{change:.1%} at the end" in page.inner_text("#other_status")
 

@@ -87,7 +87,7 @@ def test_one_experiment_alone_needs_no_images(paper, tmp_path):
     ("words", "message"),
     [
         (["--model", "nowhere"], "nowhere"),
-        (["--model", "classes", *IMAGES], "are unconditional; this one is told classes"),
+        (["--model", "classes", *IMAGES], "are unconditional; this one is class-conditional"),
         (["--model", "model"], "give --data"),
         (["--model", "model", "--data", "train.npy"], "give --validation"),
         (["--model", "model", *IMAGES, "--experiments", "[table2]"], "experiments"),

@@ -107,10 +107,10 @@ def test_an_interrupted_run_goes_on_and_more_can_be_added(models, sample, tmp_pa
     kept = (tmp_path / "000002.png").stat().st_mtime_ns
     code, said, _ = sample(*arguments, "--num_images", 5)
     assert code == 0
-    assert said.startswith("2 images made, 3 were there")
+    assert said.startswith("2 images made, 3 existed")
     assert_nearly_equal(pixels(tmp_path), whole)
     assert (tmp_path / "000002.png").stat().st_mtime_ns == kept
-    assert sample(*arguments, "--indices", "4:7")[1].startswith("2 images made, 1 were there")
+    assert sample(*arguments, "--indices", "4:7")[1].startswith("2 images made, 1 existed")
     record = json.loads((tmp_path / "samples.json").read_text())
     classes = [image["class_label"] for image in record["images"].values()]
     assert classes == [index % 4 for index in range(7)]
@@ -236,7 +236,7 @@ def test_files_hold_the_values_that_were_trained_on(image_format, file, sample, 
         assert grid.mode == "L"
     # What is there is left alone.
     before = path.stat().st_mtime_ns
-    assert "1 images made, 3 were there" in sample(*words, "--num_images", 4)[1]
+    assert "1 images made, 3 existed" in sample(*words, "--num_images", 4)[1]
     assert path.stat().st_mtime_ns == before
 
 

@@ -1,1 +1,1 @@
-"""What the programs share: loading a model, sampler settings, devices, output folders."""
+"""Shared by the programs: model loading, sampler settings, devices, output folders."""

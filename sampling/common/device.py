@@ -1,14 +1,14 @@
-"""Which device a program of sampling/ computes on."""
+"""The device that a sampling program runs on."""
 
 import torch
 from accelerate import PartialState
 
 
-def device_named(name: str | None) -> torch.device:
-    """The device of this name; the accelerator if there is one, or the CPU, if there is no name.
+def resolve_device(name: str | None) -> torch.device:
+    """Return the named device; without a name, the accelerator if there is one, else the CPU.
 
     Raises:
-        ValueError: If it cannot be used.
+        ValueError: If the device cannot be used.
     """
     if name is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -19,7 +19,7 @@ def device_named(name: str | None) -> torch.device:
         raise ValueError(f"device={name!r} cannot be used: {error}".splitlines()[0]) from error
 
 
-def device_of(here: PartialState, name: str | None) -> torch.device:
-    """`device_named`, or where processes share the work and no name is given, this one's own."""
-    shared = name is None and here.num_processes > 1
-    return here.device if shared and here.device else device_named(name)
+def process_device(state: PartialState, name: str | None) -> torch.device:
+    """`resolve_device`; without a name, each of several processes gets its own device."""
+    shared = name is None and state.num_processes > 1
+    return state.device if shared and state.device else resolve_device(name)

@@ -1,4 +1,4 @@
-"""The model of a program of sampling/: which weights, computed where, and what images depend on."""
+"""Load a model: its weights, precision and device, and a record of what its images depend on."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Whose images, and how they are computed.
+    """Command-line settings of the model.
 
     Attributes:
-        seed: Of all noise; 0 or greater.
-        weights: ema, the averaged weights; or raw, from model-raw/ beside them.
-        device: cpu, cuda, cuda:1, mps, ...; the accelerator if there is one, if not given.
-        dtype: In which the network computes. bfloat16 is faster where the processor has it, and
-            makes images that differ in small details.
+        seed: Seed of all noise; 0 or greater.
+        weights: ema, the averaged weights; or raw, the weights in model-raw/ next to them.
+        device: cpu, cuda, cuda:1, mps, ...; by default the accelerator if there is one.
+        dtype: Precision of the network. bfloat16 is faster on hardware that supports it; the images
+            differ in small details.
     """
 
     seed: int = 0
@@ -37,7 +37,7 @@ class ModelSettings:
         self.require_at_least(0, "seed")
 
     def require_at_least(self, least: int, *names: str) -> None:
-        """Refuse a setting that is less."""
+        """Raise ValueError if one of these settings is below `least`."""
         for name in names:
             value = getattr(self, name)
             if value < least:
@@ -45,26 +45,26 @@ class ModelSettings:
                 raise ValueError(f"{name}={value} must be {rule}")
 
     def open(self, model: str, compile: bool = False) -> Pipeline:
-        """`open_model`, with these weights in this precision."""
+        """Call `open_model` with these weights and this precision."""
         return open_model(model, self.weights, self.dtype, compile)
 
 
 def open_model(
     model: str, weights: Weights = "ema", dtype: Precision = "float32", compile: bool = False
 ) -> Pipeline:
-    """The pipeline of a model folder, of a run or one of its checkpoints, or of a hub's repository.
+    """Open a model folder, a run, one of its checkpoints, or a repository on the Hugging Face Hub.
 
     Args:
-        model: Which.
-        weights: "ema", the averaged ones in model/; or "raw", those in model-raw/ beside it. A
+        model: The folder or repository.
+        weights: "ema", the averaged weights in model/; or "raw", those in model-raw/ next to it. A
             checkpoint has both.
-        dtype: In which the network computes.
-        compile: Whether torch.compile makes it faster, a size of batch at a time.
+        dtype: Precision of the network.
+        compile: Whether to torch.compile the network, once for each batch size.
 
     Raises:
         ValueError: If there is no such model.
     """
-    pipeline = _opened(model, weights)
+    pipeline = _load(model, weights)
     if dtype == "bfloat16":
         pipeline.unet.bfloat16()  # diffusers' .to(dtype) prints a warning about no modules
     if compile:
@@ -72,28 +72,28 @@ def open_model(
     return pipeline
 
 
-def _opened(model: str, weights: Weights) -> Pipeline:
+def _load(model: str, weights: Weights) -> Pipeline:
     folder = Path(model)
     if folder.parent.name == "checkpoints" and folder.is_dir():
-        return _of_checkpoint(folder, weights)
+        return _load_checkpoint(folder, weights)
     if (folder / "model").is_dir() and (folder / "config.yaml").is_file():
         folder = folder / "model"
     if weights == "raw":
         raw = folder.with_name(f"{folder.name}-raw")
         if not raw.is_dir():
             raise ValueError(
-                f"{raw} is not there; training keeps raw weights if it is told --ema.keep_raw true"
+                f"{raw} does not exist; training keeps raw weights if --ema.keep_raw is true"
             )
         folder = raw
     return Pipeline.from_pretrained(folder if folder.exists() else model)
 
 
-def _of_checkpoint(folder: Path, weights: Weights) -> Pipeline:
-    """The network of a run, with weights that it had on the way."""
+def _load_checkpoint(folder: Path, weights: Weights) -> Pipeline:
+    """Load a checkpoint's weights into the network of its run."""
     finished = folder.parents[1] / "model"
     if not finished.is_dir():
         raise ValueError(
-            f"{folder} holds weights alone; {finished}, which says of what network, is written "
+            f"{folder} holds only weights; {finished}, which describes the network, is written "
             "when the run ends or is stopped"
         )
     pipeline = Pipeline.from_pretrained(finished)
@@ -106,16 +106,16 @@ def _of_checkpoint(folder: Path, weights: Weights) -> Pipeline:
 
 
 def weights_hash(pipeline: Pipeline) -> str:
-    """Of the names and values of all weights, as they are computed with."""
-    found = hashlib.sha256()
+    """SHA-256 of the names and values of all weights."""
+    digest = hashlib.sha256()
     for name, tensor in pipeline.unet.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-def identity_of(pipeline: Pipeline) -> dict[str, Any]:
-    """What images depend on in a model."""
+def model_identity(pipeline: Pipeline) -> dict[str, Any]:
+    """Everything in a model that its images depend on, for a JSON record."""
     config = pipeline.scheduler.config
     return {
         "weights_sha256": weights_hash(pipeline),
@@ -123,8 +123,8 @@ def identity_of(pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-def environment_of(model: str, device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """Where images are made."""
+def describe_environment(model: str, device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """The hardware and software that images are made with, for a JSON record."""
     return {
         "model": model,
         "device": str(device),

@@ -1,4 +1,4 @@
-"""A folder of samples: a file for each image, a grid, and a JSON to make each of them again."""
+"""A folder of samples: image files, a grid, and samples.json, which says how to reproduce them."""
 
 import json
 import zipfile
@@ -24,35 +24,35 @@ from ddpm_sa.pipeline import Batch
 RECORD = "samples.json"
 GRID = "grid.png"
 ARRAY = "images.npz"
-GRID_LIMIT = 256  # a grid of thousands shows nothing
+GRID_LIMIT = 256  # a larger grid is unreadable
 
 
 def image_path(folder: Path, index: int, image_format: ImageFormat) -> Path:
-    """Where image `index` lies. It is done if it is there, since files appear whole."""
+    """The file of image `index`; if it exists it is complete, since it was renamed into place."""
     return folder / f"{index:06d}{image_format.suffix}"
 
 
-def begin(
+def prepare_folder(
     folder: Path,
     settings: Mapping[str, Any],
     environment: Mapping[str, Any],
     class_labels: Mapping[int, int | None],
     image_format: ImageFormat,
 ) -> list[int]:
-    """Record what will be made, beside what was, and say which of it is not there yet.
+    """Add the requested images to samples.json and return those that do not exist yet.
 
     Args:
-        folder: Made if it is not there.
-        settings: All that an image depends on; the images of a folder share it.
-        environment: Where they are made; recorded, not compared.
-        class_labels: The indices of the images asked for, and the class of each.
-        image_format: What they are, and so in what files they lie.
+        folder: Created if it does not exist.
+        settings: Everything that an image depends on; all images of a folder share it.
+        environment: Hardware and software; recorded, but not compared.
+        class_labels: The index of each requested image, with its class.
+        image_format: Format of the images, which decides the file type.
 
     Returns:
-        The indices whose files are not there.
+        The indices whose files do not exist.
 
     Raises:
-        ValueError: If the folder is a file, or holds images that were made otherwise.
+        ValueError: If the folder is a file, or holds images made with other settings.
     """
     images = {
         image_path(folder, index, image_format).name: {"index": index, "class_label": label}
@@ -60,7 +60,7 @@ def begin(
     }
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir={folder} is a file")
-    images = _images_so_far(folder, settings, images) | images
+    images = _read_recorded_images(folder, settings, images) | images
     folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": settings, "environment": environment, "images": images}
     with write_atomically(folder / RECORD) as partial:
@@ -69,7 +69,7 @@ def begin(
 
 
 def save_images(folder: Path, batch: Batch, image_format: ImageFormat) -> None:
-    """Write each image, with the values that the training's images had, whole or not at all."""
+    """Write each image atomically, in the value range of the training images."""
     values = from_tensor(batch.images, image_format)
     for i, image in zip(batch.indices, values, strict=True):
         path = image_path(folder, i, image_format)
@@ -81,26 +81,26 @@ def save_images(folder: Path, batch: Batch, image_format: ImageFormat) -> None:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
+    """Write a PNG atomically."""
     with write_atomically(path) as partial:
         picture.save(partial, format="png")
 
 
 def load_image(folder: Path, index: int, image_format: ImageFormat) -> Any:
-    """The values of an image that is there, (H, W, C)."""
+    """Read the values of an existing image, (H, W, C)."""
     file = image_path(folder, index, image_format)
     return from_pil([Image.open(file)])[0] if image_format.is_picture else np.load(file)
 
 
 def save_grid(folder: Path, indices: Sequence[int], image_format: ImageFormat) -> None:
-    """Write grid.png, for the eye, of these images of the folder, or of the first 256."""
+    """Write grid.png with these images of the folder, at most the first 256."""
     images = [load_image(folder, index, image_format) for index in indices[:GRID_LIMIT]]
     x = to_tensor(np.stack(images), image_format.value_range)
     save_picture(image_grid(visible(x)), folder / GRID)
 
 
 def save_array(folder: Path, indices: Sequence[int], image_format: ImageFormat) -> None:
-    """Write images.npz with these images of the folder as arr_0, one in memory at a time."""
+    """Write images.npz with these images as arr_0, keeping one in memory at a time."""
     channels, height, width = image_format.shape
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(image_format.dtype)),
@@ -117,10 +117,10 @@ def save_array(folder: Path, indices: Sequence[int], image_format: ImageFormat) 
             file.write(np.ascontiguousarray(load_image(folder, index, image_format)).tobytes())
 
 
-def _images_so_far(
+def _read_recorded_images(
     folder: Path, settings: Mapping[str, Any], images: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What an earlier run recorded, if these settings and images may stand beside it."""
+    """Read the images of an earlier run, and check that the new ones are compatible."""
     try:
         record = json.loads((folder / RECORD).read_text())
         earlier_settings, earlier_images = record["settings"], record["images"]
@@ -132,23 +132,23 @@ def _images_so_far(
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / RECORD} cannot be read ({error})") from error
-    # Compared as JSON has them: it knows no tuples.
+    # Compared after a round trip through JSON, which turns tuples into lists.
     for name, value in json.loads(json.dumps(settings)).items():
         earlier = earlier_settings.get(name)
         if earlier != value:
             raise ValueError(
-                f"{folder} holds images made with {name}={_short(earlier)}, now it is "
-                f"{_short(value)}; give another output_dir"
+                f"{folder} holds images made with {name}={_shorten(earlier)}, but {name}="
+                f"{_shorten(value)} is requested; give another output_dir"
             )
     for name in images.keys() & earlier_images.keys():
         if images[name] != earlier_images[name]:
             raise ValueError(
-                f"{folder / name} is of class {earlier_images[name]['class_label']}, now it is to "
-                f"be {images[name]['class_label']}; give another output_dir"
+                f"{folder / name} has class {earlier_images[name]['class_label']}, but class "
+                f"{images[name]['class_label']} is requested; give another output_dir"
             )
     return earlier_images
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

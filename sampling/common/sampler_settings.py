@@ -1,4 +1,4 @@
-"""How to denoise, as the programs that make images are told."""
+"""Command-line settings of the sampler."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -14,19 +14,20 @@ from sampling.common.model_loading import open_model, weights_hash
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceSettings:
-    """Away from what a weaker evaluation says; docs/sampling.md has what each kind costs.
+    """Command-line settings of guidance; docs/sampling.md lists what each kind costs.
 
     Attributes:
-        kind: cfg (without the label), pag (attention switched off), sag (a blurred image), seg
-            (blurred queries), auto (a weaker model), or none.
-        scale: w in strong + w (strong - weak); 0 is none. diffusers' guidance_scale is 1 + w.
-        interval: Guide at timesteps from FROM up to but not TO, as FROM:TO; at all if not given.
-        rescale: 0 to 1, how far the spread of the unguided prediction is restored.
-        sigma: Of the blur of sag, in pixels, 3 if not given; or of seg, in pixels of the layer,
-            endless if not given.
-        layers: Names of the attention layers of pag, seg or sag; the middle's if not given.
-        null_class: The class that stands for "no label", if images.json does not say.
-        model: The weaker model of auto, such as a checkpoint of the same run.
+        kind: What the weak prediction comes from: cfg (no label), pag (attention switched off), sag
+            (a blurred image), seg (blurred queries), auto (a weaker model); or none.
+        scale: w in strong + w (strong - weak); 0 turns guidance off. diffusers' guidance_scale is
+            1 + w.
+        interval: Guide only at timesteps FROM <= t < TO, given as FROM:TO; by default at all.
+        rescale: 0 to 1, how much of the unguided prediction's standard deviation to restore.
+        sigma: Standard deviation of the blur: for sag in pixels of the image, 3 by default; for seg
+            in pixels of the layer, infinite by default.
+        layers: Names of the attention layers that pag, seg or sag use; by default the middle one.
+        null_class: The class that means "no label", if images.json does not define it.
+        model: The weaker model for auto, such as an earlier checkpoint of the same run.
     """
 
     kind: Literal["none", "cfg", "pag", "sag", "seg", "auto"] = "none"
@@ -39,7 +40,7 @@ class GuidanceSettings:
     model: str | None = None
 
     def guide(self, pipeline: Pipeline) -> Guidance | None:
-        """What is meant, for this pipeline."""
+        """Build the guidance for this pipeline, or None."""
         if self.kind == "none":
             if self != GuidanceSettings():
                 raise ValueError("guidance settings without guidance.kind; give one, such as cfg")
@@ -65,18 +66,18 @@ class GuidanceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodSettings:
-    """How to denoise.
+class SamplerSettings:
+    """Command-line settings of the sampler.
 
     Attributes:
-        steps: Steps of the scheduler, at most the timesteps of the training.
+        steps: Number of steps, at most the number of training timesteps.
         scheduler: ddpm, ddim, dpmsolver++, dpmsolver++sde, unipc, euler, euler_ancestral, heun or
-            another of docs/sampling.md.
-        scheduler_options: Settings of that scheduler, one flag each, as in
-            `--scheduler_options.eta 0.5`; an unknown one is answered with those it has.
-        guidance: Away from what a weaker evaluation says.
-        cache_interval: Compute the low-resolution part of the network at every so many steps; 1 is
-            always, 3 is faster and differs a little.
+            another name listed in docs/sampling.md.
+        scheduler_options: Options of that scheduler, one flag each, as in
+            `--scheduler_options.eta 0.5`; an unknown name is refused with the list of known ones.
+        guidance: Settings of guidance.
+        cache_interval: Recompute the low-resolution part of the network only every this many steps;
+            1 recomputes always, 3 is faster with small differences.
     """
 
     steps: int = 50
@@ -86,10 +87,10 @@ class MethodSettings:
     cache_interval: int = 1
 
     def method(self, pipeline: Pipeline) -> Method:
-        """What is meant, tried on one pixel.
+        """Build the sampling method, and try it on one pixel.
 
         Raises:
-            ValueError: If this pipeline cannot do it.
+            ValueError: If this pipeline cannot sample this way.
         """
         method = Method(
             steps=self.steps,
@@ -104,7 +105,7 @@ class MethodSettings:
         return method
 
     def record(self) -> dict[str, Any]:
-        """As samples.json keeps it."""
+        """The settings as samples.json records them."""
         guidance = None if self.guidance.kind == "none" else asdict(self.guidance)
         if guidance and self.guidance.model:
             weaker = open_model(self.guidance.model)

@@ -1,4 +1,4 @@
-"""How an image comes out of noise, and where its pixels look on the way."""
+"""The denoising trajectory of one image, with its attention maps and measures."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +20,8 @@ Array = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Making:
-    """Which image to make, and how: the image is that of `ddpm_sa.Pipeline`."""
+class SampleSpec:
+    """One image to sample: the same image that `ddpm_sa.Pipeline` makes with these settings."""
 
     seed: int = 0
     index: int = 0
@@ -31,43 +31,43 @@ class Making:
 
     @property
     def method(self) -> Method:
-        """How images are made, for `ddpm_sa.Pipeline`."""
+        """The sampling method for `ddpm_sa.Pipeline`."""
         return Method(steps=self.steps, scheduler=self.scheduler)
 
-    def evaluations(self, pipeline: Pipeline) -> int:
-        """How often the network is called.
+    def count_evaluations(self, pipeline: Pipeline) -> int:
+        """Count the evaluations of the network.
 
         Raises:
-            ValueError: If this pipeline cannot make it.
+            ValueError: If this pipeline cannot sample this way.
         """
         self.condition(pipeline)
         return dry_run(self.method, pipeline.scheduler).steps
 
-    def walk(self, pipeline: Pipeline) -> Iterator[Step]:
-        """Make it, evaluation by evaluation."""
+    def denoise(self, pipeline: Pipeline) -> Iterator[Step]:
+        """Sample the image, yielding after each evaluation of the network."""
         condition = self.condition(pipeline)
         return pipeline.denoise([self.index], self.method, self.seed, condition=condition)
 
     def condition(self, pipeline: Pipeline) -> Condition:
-        """What the network is told of it."""
+        """What the network is told of the image."""
         return pipeline.condition([self.index], self.class_label)
 
-    def told(self, pipeline: Pipeline) -> str:
-        """What to write below a picture of it."""
+    def describe(self, pipeline: Pipeline) -> str:
+        """The caption of a figure of this image."""
         labels = self.condition(pipeline).class_labels
         of_class = "" if labels is None else f", class {int(labels)}"
         return f"{self.scheduler}, seed {self.seed}, image {self.index}{of_class}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Denoising:
-    """One image's way from noise.
+class Trajectory:
+    """The denoising trajectory of one image.
 
     Attributes:
-        timesteps: What the network was told at each of its evaluations, (steps,).
-        x_t: What it saw, (steps, C, H, W).
-        x_0: The image that it predicted then, (steps, C, H, W), in [-1, 1].
-        image: The image that came of it, (C, H, W), in [-1, 1].
+        timesteps: Timestep of each evaluation of the network, (steps,).
+        x_t: Its input, (steps, C, H, W).
+        x_0: Its prediction of the clean image, (steps, C, H, W), in [-1, 1].
+        image: The final image, (C, H, W), in [-1, 1].
     """
 
     timesteps: Array
@@ -76,10 +76,11 @@ class Denoising:
     image: Array
 
     @classmethod
-    def of(cls, steps: Sequence[Step]) -> "Denoising":
-        """
+    def from_steps(cls, steps: Sequence[Step]) -> "Trajectory":
+        """Collect the steps of one image.
+
         Raises:
-            ValueError: If the image isn't finite.
+            ValueError: If the image is not finite.
         """
         image = steps[-1].x_next[0]
         if not image.isfinite().all():
@@ -91,23 +92,23 @@ class Denoising:
             image=image.clamp(-1, 1).cpu().numpy(),
         )
 
-    def moments(self, count: int) -> list[int]:
-        """So many evaluations, or all if there are fewer: first, last and evenly between."""
+    def spread_evaluations(self, count: int) -> list[int]:
+        """Indices of `count` evenly spaced evaluations, the first and the last among them."""
         last = len(self.timesteps) - 1
         return sorted({round(i * last / (count - 1)) for i in range(count)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Course(Denoising):
-    """One image's way from noise, and where its pixels looked.
+class AttentionTrajectory(Trajectory):
+    """The denoising trajectory of one image, with its attention maps.
 
     Attributes:
-        queries: Pixels (y, x) of the image, (queries, 2).
-        maps: Name of a layer -> the share of attention on each pixel of its grid, (steps, heads,
-            queries, h, w).
-        measures: Name of a layer -> name of a measure -> its mean over all pixels of the image,
-            (steps, heads), or (steps, heads, heads) for "overlap".
-        reductions: Name of a layer -> how many pixels of the image one of its own is wide.
+        queries: Query pixels (y, x) of the image, (queries, 2).
+        maps: Layer name -> attention of each query over the layer's grid, (steps, heads, queries,
+            h, w).
+        measures: Layer name -> measure name -> mean over all pixels of the image, (steps, heads),
+            or (steps, heads, heads) for "overlap".
+        reductions: Layer name -> width of one of its pixels, in pixels of the image.
     """
 
     queries: NDArray[np.int64]
@@ -115,8 +116,8 @@ class Course(Denoising):
     measures: dict[str, dict[str, Array]]
     reductions: dict[str, int]
 
-    def write(self, path: Path) -> None:
-        """An .npz file, whole or not at all: a layer's arrays are "maps/LAYER", "entropy/LAYER"."""
+    def save(self, path: Path) -> None:
+        """Write an .npz file atomically; a layer's arrays are "maps/LAYER", "entropy/LAYER", ..."""
         arrays = {name: getattr(self, name) for name in ("timesteps", "x_t", "x_0", "image")}
         arrays |= {"queries": self.queries}
         arrays |= {f"maps/{layer}": maps for layer, maps in self.maps.items()}
@@ -126,46 +127,49 @@ class Course(Denoising):
             np.savez_compressed(file, **arrays)
 
 
-def follow(
+def record_trajectory(
     pipeline: Pipeline,
-    making: Making,
+    spec: SampleSpec,
     queries: Sequence[tuple[int, int]],
     progress: Callable[[], object] = lambda: None,
-) -> Course:
-    """Make an image, recording where its queries look and measuring where all its pixels do.
+) -> AttentionTrajectory:
+    """Sample an image, recording the maps of its queries and the measures of all pixels.
 
     Args:
-        queries: Pixels (y, x) of the image.
-        progress: Called after every evaluation.
+        pipeline: The model.
+        spec: The image to sample.
+        queries: Query pixels (y, x) of the image.
+        progress: Called after each evaluation.
 
     Raises:
-        ValueError: If the image isn't finite, or as `Pipeline` and `record_attention` say.
+        ValueError: If the image is not finite, or as `Pipeline` and `record_attention` raise.
     """
     steps = []
     with (
         record_attention(pipeline.unet, queries=queries, heads="all") as maps,
-        measure_attention(pipeline.unet) as measured,
+        measure_attention(pipeline.unet) as measures,
     ):
-        for step in making.walk(pipeline):
+        for step in spec.denoise(pipeline):
             steps.append(step)
             progress()
     height = steps[0].x_t.shape[-2]
-    return Course(
-        **vars(Denoising.of(steps)),
+    return AttentionTrajectory(
+        **vars(Trajectory.from_steps(steps)),
         queries=np.array(queries),
-        maps={layer: torch.cat(kept).numpy() for layer, kept in maps.items()},
+        maps={layer: torch.cat(recorded).numpy() for layer, recorded in maps.items()},
         measures={
             layer: {
-                name: torch.cat([getattr(each, name) for each in kept]).numpy() for name in MEASURES
+                name: torch.cat([getattr(each, name) for each in recorded]).numpy()
+                for name in MEASURES
             }
-            for layer, kept in measured.items()
+            for layer, recorded in measures.items()
         },
-        reductions={layer: height // kept[0].shape[-2] for layer, kept in maps.items()},
+        reductions={layer: height // recorded[0].shape[-2] for layer, recorded in maps.items()},
     )
 
 
 def brightest_and_darkest(image: Array) -> list[tuple[int, int]]:
-    """The middle of the brightest and of the darkest 5 x 5 pixels; of equals, the most central.
+    """The centres of the brightest and the darkest 5 x 5 patch; ties go to the most central.
 
     Args:
         image: (C, H, W).
@@ -176,6 +180,6 @@ def brightest_and_darkest(image: Array) -> list[tuple[int, int]]:
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     far = (y - (height - 1) / 2) ** 2 + (x - (width - 1) / 2) ** 2
     order = far.flatten().argsort(stable=True)
-    # Sums of equal pixels differ in their last bits.
+    # Rounded, since sums of equal pixels may differ in their last bits.
     values = blurred.flatten()[order].mul(1e4).round()
     return [divmod(int(order[place]), width) for place in (values.argmax(), values.argmin())]

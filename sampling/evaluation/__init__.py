@@ -1,1 +1,1 @@
-"""What sampling/evaluate.py and sampling/paper.py compute."""
+"""The computations of sampling/evaluate.py and sampling/paper.py."""

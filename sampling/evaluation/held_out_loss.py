@@ -1,4 +1,4 @@
-"""A closer look at a model: the likelihood of held-out images, and its loss by timestep."""
+"""Diagnostics of a model: likelihood of held-out images, and loss by timestep."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,60 +20,60 @@ from ddpm_sa.metrics.gaussian_baseline import least_loss
 from ddpm_sa.metrics.moments import Moments
 from ddpm_sa.pipeline import evaluating
 from ddpm_sa.randomness import standard_normal, stream
-from sampling.evaluation.image_sets import dealt
-from sampling.evaluation.memorization import LookedUp
+from sampling.evaluation.image_sets import process_batches
+from sampling.evaluation.memorization import NearestImages
 
 LIKELIHOOD_NOISE, LOSS_NOISE = "evaluation: likelihood", "evaluation: loss"
-MOST_VALUES = 4096  # of an image whose covariance is taken apart: minutes and gigabytes above
-TABLE_ROWS = 10  # of the paper's table 4
+MAX_VALUES = 4096  # of an image; the covariance of larger ones takes minutes and gigabytes
+TABLE_ROWS = 10  # as in table 4 of Ho et al. 2020
 
 
 @dataclass
-class Looks:
-    """What was found beyond the distances, by the name of the set or model; empty if not asked."""
+class Diagnostics:
+    """Results beyond the scores, by the name of the image set or model; empty if not requested."""
 
-    nearest: dict[str, LookedUp] = field(default_factory=dict)
+    nearest: dict[str, NearestImages] = field(default_factory=dict)
     losses: dict[str, dict[str, Any]] = field(default_factory=dict)
     likelihood: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @torch.no_grad()
-def likelihood(
+def evaluate_likelihood(
     name: str,
     pipeline: Pipeline,
     images: Images,
     count: int,
     seed: int,
     batch_size: int,
-    here: PartialState,
+    state: PartialState,
 ) -> dict[str, Any]:
-    """Bits a dimension of the first images of a set, every term, as evaluation.json keeps them.
+    """Bits per dimension of the first images of a set, with every term, for evaluation.json.
 
     Raises:
-        ValueError: If their values are no whole numbers, or the model has no such bound.
+        ValueError: If the images are floats, or the model has no variational bound.
     """
     kind = images.format
     if kind.bit_depth == 32:
-        raise ValueError("bits a dimension are of whole numbers; these images are float32")
+        raise ValueError("bits per dimension need integer pixel values; these images are float32")
     schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
-    batches = dealt(min(count, images.length), batch_size, here)
+    batches = process_batches(min(count, images.length), batch_size, state)
     images = images.padded_to(*pipeline.padded_size)
     parts: list[tuple[int, Bound]] = []
     total = len(batches) * len(schedule)
     pipeline.set_progress_bar_config(
-        desc=f"likelihood {name}", unit="step", disable=not here.is_main_process
+        desc=f"likelihood {name}", unit="step", disable=not state.is_main_process
     )
     with evaluating(pipeline.unet), pipeline.progress_bar(total=total) as bar:  # type: ignore[call-arg]
         for batch in batches:
-            x_0, condition = _tensors(images, np.arange(batch.start, batch.stop), pipeline)
+            x_0, condition = _load_batch(images, np.arange(batch.start, batch.stop), pipeline)
 
             def noise_at(t: int, batch: range = batch, x_0: Tensor = x_0) -> Tensor:
                 bar.update()
                 noise = standard_normal(x_0.shape[1:], seed, LIKELIHOOD_NOISE, batch, t)
                 return noise.to(x_0.device)
 
-            found = variational_bound(
-                _network(pipeline),
+            bound = variational_bound(
+                _make_network(pipeline),
                 schedule,
                 pipeline.prediction,
                 pipeline.scheduler.config.variance_type,
@@ -82,18 +82,18 @@ def likelihood(
                 condition=condition,
                 levels=round(kind.value_range[1] - kind.value_range[0]) + 1,
             )
-            parts.append((batch.start, found))
-    whole = [part for _, part in sorted(gather_object(parts), key=lambda pair: pair[0])]
-    return _in_numbers(
+            parts.append((batch.start, bound))
+    bounds = [part for _, part in sorted(gather_object(parts), key=lambda pair: pair[0])]
+    return _summarise_bound(
         Bound(
-            torch.cat([part.terms for part in whole]).double(),
-            torch.cat([part.mse for part in whole]).double(),
-            torch.cat([part.prior for part in whole]).double(),
+            torch.cat([part.terms for part in bounds]).double(),
+            torch.cat([part.mse for part in bounds]).double(),
+            torch.cat([part.prior for part in bounds]).double(),
         )
     )
 
 
-def _in_numbers(bound: Bound) -> dict[str, Any]:
+def _summarise_bound(bound: Bound) -> dict[str, Any]:
     total, T = bound.total, bound.terms.shape[1]
     rows = min(TABLE_ROWS, T)
     return {
@@ -119,39 +119,39 @@ def _in_numbers(bound: Bound) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def losses(
+def measure_losses(
     pipeline: Pipeline,
     sets: dict[str, Images],
     count: int,
     seed: int,
     batch_size: int,
-    here: PartialState,
+    state: PartialState,
 ) -> dict[str, Any]:
-    """Mean squared errors of F by parts of the timesteps, and the least that a Gaussian leaves.
+    """Mean squared error of F by timestep range, and the least possible for Gaussian data.
 
     Args:
         pipeline: The model.
-        sets: Images by what they are called; the first give the covariance.
-        count: Losses of each set, at timesteps spread evenly; images come again if they are fewer.
-        seed: Of noise and timesteps, which are the same for every model.
+        sets: Images by name; the first set gives the covariance of the Gaussian.
+        count: Number of losses of each set, at evenly spread timesteps; images repeat if needed.
+        seed: Seed of noise and timesteps, which are the same for every model.
         batch_size: Images at once.
-        here: Shares the work.
+        state: This process, one of those that share the work.
     """
     schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
     T = len(schedule)
     padded = {name: images.padded_to(*pipeline.padded_size) for name, images in sets.items()}
-    found: dict[str, Any] = {"timesteps": Buckets(T).names}
+    losses: dict[str, Any] = {"timesteps": Buckets(T).names}
     for name, images in padded.items():
         order = stream(seed, LOSS_NOISE, images.length).permutation(count)
         parts = []
         with evaluating(pipeline.unet):
-            for batch in dealt(count, batch_size, here):
+            for batch in process_batches(count, batch_size, state):
                 positions = np.arange(batch.start, batch.stop)
                 t = order[positions] * T // count
-                x_0, condition = _tensors(images, positions % images.length, pipeline)
+                x_0, condition = _load_batch(images, positions % images.length, pipeline)
                 eps = standard_normal(x_0.shape[1:], seed, LOSS_NOISE, positions.tolist())
                 loss = denoising_loss(
-                    _network(pipeline),
+                    _make_network(pipeline),
                     schedule,
                     pipeline.prediction,
                     x_0,
@@ -163,43 +163,43 @@ def losses(
         buckets = Buckets(T)
         for t, values in gather_object(parts):
             buckets.add(t, values)
-        found[name] = buckets.means()
+        losses[name] = buckets.means()
     first = next(iter(padded.values()))
-    found["gaussian"] = _gaussian(schedule, pipeline, first, batch_size, here)
-    return found
+    losses["gaussian"] = _gaussian_losses(schedule, pipeline, first, batch_size, state)
+    return losses
 
 
-def _gaussian(
+def _gaussian_losses(
     schedule: NoiseSchedule,
     pipeline: Pipeline,
     images: Images,
     batch_size: int,
-    here: PartialState,
+    state: PartialState,
 ) -> list[float | None] | None:
-    """`least_loss` by parts of the timesteps; None where the images are too large."""
+    """`least_loss` by timestep range; None if the images are too large."""
     height, width = pipeline.padded_size
-    if images.format.channels * height * width > MOST_VALUES:
+    if images.format.channels * height * width > MAX_VALUES:
         return None
-    whole: Moments | None = None
-    for batch in dealt(images.length, batch_size, here):
-        x_0, _ = _tensors(images, np.arange(batch.start, batch.stop), None)
+    moments: Moments | None = None
+    for batch in process_batches(images.length, batch_size, state):
+        x_0, _ = _load_batch(images, np.arange(batch.start, batch.stop), None)
         part = Moments.of(x_0.flatten(1))
-        whole = part if whole is None else whole + part
-    parts = [part for part in gather_object([whole]) if part is not None]
-    whole = parts[0]
+        moments = part if moments is None else moments + part
+    parts = [part for part in gather_object([moments]) if part is not None]
+    moments = parts[0]
     for part in parts[1:]:
-        whole = whole + part
-    assert whole is not None
+        moments = moments + part
+    assert moments is not None
     buckets = Buckets(len(schedule))
-    least = least_loss(schedule, pipeline.prediction, whole)
+    least = least_loss(schedule, pipeline.prediction, moments)
     buckets.add(np.arange(len(schedule)), least.numpy())
     return buckets.means()
 
 
-def _tensors(
+def _load_batch(
     images: Images, indices: np.ndarray, pipeline: Pipeline | None
 ) -> tuple[Tensor, Condition]:
-    """Images as the network sees them, and what it is told of them."""
+    """Load images, and what the network is told of them."""
     x_0 = images.tensors(indices, np.zeros(len(indices), dtype=bool))
     if pipeline is None:
         return x_0, NO_CONDITION
@@ -208,7 +208,7 @@ def _tensors(
     return x_0.to(pipeline.device), condition.to(pipeline.device)
 
 
-def _network(pipeline: Pipeline) -> Callable[..., Any]:
-    """The network, in the precision that its weights have."""
+def _make_network(pipeline: Pipeline) -> Callable[..., Any]:
+    """The network as a function that casts x_t to the precision of the weights."""
     unet = pipeline.unet
     return lambda x_t, t, **condition: unet(x_t.to(unet.dtype), t, **condition)

@@ -1,4 +1,4 @@
-"""Which images of a set are copies of training images: looked up, and measured by held-out ones."""
+"""Nearest training images, and the share of memorised samples, calibrated on held-out images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,80 +10,80 @@ from torch import Tensor
 
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.metrics.nearest_neighbours import Nearest, nearest, threshold
-from sampling.evaluation.image_sets import Batches, Entrant
+from sampling.evaluation.image_sets import Batches, ImageSet
 
 HELD_OUT = "held-out images"
-SHOWN = 8  # images of a figure
+SHOWN = 8  # images in the figure
 AT_ONCE = 500  # training images compared at once
 
 
 @dataclass(frozen=True, eq=False)
-class LookedUp:
-    """A set's first images and the training images nearest to them."""
+class NearestImages:
+    """The first images of a set, and their nearest neighbours among the training images."""
 
     images: Tensor
-    found: Nearest
+    neighbours: Nearest
 
-    def suspicious(self) -> list[int]:
-        """Those to look at, the nearest to a training image first."""
-        return self.found.ratio.argsort()[:SHOWN].tolist()
+    def closest(self) -> list[int]:
+        """Indices of the images to show, the nearest to a training image first."""
+        return self.neighbours.ratio.argsort()[:SHOWN].tolist()
 
 
-class Kept:
-    """The first images of an entrant's batches, kept as they pass."""
+class FirstImages:
+    """Keeps the first images of an image set while its batches are consumed."""
 
     def __init__(self, count: int):
         self.count = count
         self.parts: list[tuple[list[int], Tensor]] = []
 
-    def of(self, entrant: Entrant) -> Entrant:
-        """The same entrant, whose images are noted."""
+    def collect_from(self, image_set: ImageSet) -> ImageSet:
+        """Return the same image set; iterating over its batches also keeps its first images."""
 
         def batches() -> Batches:
-            for indices, images in entrant.batches():
-                near = [i for i, index in enumerate(indices) if index < self.count]
-                if near:
-                    self.parts.append(([indices[i] for i in near], images[near].cpu()))
+            for indices, images in image_set.batches():
+                first = [i for i, index in enumerate(indices) if index < self.count]
+                if first:
+                    self.parts.append(([indices[i] for i in first], images[first].cpu()))
                 yield indices, images
 
-        return Entrant(entrant.name, entrant.count, batches)
+        return ImageSet(image_set.name, image_set.count, batches)
 
 
-def look_up(kept: Kept, training: Images) -> LookedUp:
-    """The images that all processes kept, in order; each process looks up its own."""
-    indices = [index for part, _ in kept.parts for index in part]
-    images = torch.cat([part for _, part in kept.parts]) if kept.parts else None
-    found = None if images is None else nearest(images, _all_of(training))
-    parts = [part for part in gather_object([(indices, images, found)]) if part[0]]
+def find_nearest(first_images: FirstImages, training: Images) -> NearestImages:
+    """Find the nearest training images; each process searches for the images it kept."""
+    indices = [index for part, _ in first_images.parts for index in part]
+    images = torch.cat([part for _, part in first_images.parts]) if first_images.parts else None
+    neighbours = None if images is None else nearest(images, _in_batches(training))
+    parts = [part for part in gather_object([(indices, images, neighbours)]) if part[0]]
     order = torch.tensor([index for part, _, _ in parts for index in part]).argsort()
-    whole = Nearest(
+    merged = Nearest(
         torch.cat([part.distances for _, _, part in parts])[order],
         torch.cat([part.indices for _, _, part in parts])[order],
     )
-    return LookedUp(torch.cat([part for _, part, _ in parts])[order], whole)
+    return NearestImages(torch.cat([part for _, part, _ in parts])[order], merged)
 
 
-def _all_of(images: Images) -> Batches:
+def _in_batches(images: Images) -> Batches:
     for start in range(0, images.length, AT_ONCE):
         indices = np.arange(start, min(start + AT_ONCE, images.length))
         yield indices.tolist(), images.tensors(indices, np.zeros(len(indices), dtype=bool))
 
 
-def copies(looked_up: dict[str, LookedUp]) -> dict[str, Any]:
-    """Which images are nearer to a training image than every held-out one; for evaluation.json."""
-    held_out = looked_up[HELD_OUT]
-    limit = threshold(held_out.found)
+def summarise_copies(nearest_images: dict[str, NearestImages]) -> dict[str, Any]:
+    """Which images are nearer to a training image than any held-out image, for evaluation.json."""
+    held_out = nearest_images[HELD_OUT]
+    limit = threshold(held_out.neighbours)
     return {
         "threshold": limit,
         "held_out": len(held_out.images),
         "sets": {
             name: {
-                "images": len(looked.images),
-                "share_below": float((looked.found.ratio < limit).double().mean()),
-                "below": (looked.found.ratio < limit).nonzero().flatten().tolist(),
-                "ratios": looked.found.ratio.tolist(),
-                "nearest": looked.found.indices[:, 0].tolist(),
+                "images": len(matches.images),
+                "share_below": float((matches.neighbours.ratio < limit).double().mean()),
+                "below": (matches.neighbours.ratio < limit).nonzero().flatten().tolist(),
+                "ratios": matches.neighbours.ratio.tolist(),
+                "nearest": matches.neighbours.indices[:, 0].tolist(),
             }
-            for name, looked in looked_up.items()
+            for name, matches in nearest_images.items()
         },
     }

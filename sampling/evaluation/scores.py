@@ -1,4 +1,4 @@
-"""A set of images against the real ones, in numbers."""
+"""Score a set of images against the real images: distances, precision and recall, colour shift."""
 
 import dataclasses
 from functools import partial
@@ -19,19 +19,19 @@ from ddpm_sa.metrics.summary import (
     save_summary,
     summarise,
 )
-from sampling.evaluation.image_sets import Entrant, real_images
+from sampling.evaluation.image_sets import ImageSet, read_dataset
 
-KEPT = 10_000  # images of a set that are compared in pairs
+MAX_COMPARED = 10_000  # images of a set whose features are compared in pairs
 
 
 @dataclasses.dataclass(frozen=True)
-class Real:
-    """The real images.
+class Reference:
+    """Summary of the real images, which image sets are scored against.
 
     Attributes:
-        summary: Of all of them.
-        fingerprint: Of their pixels.
-        cached: Whether it was known.
+        summary: Statistics of their features.
+        fingerprint: Hash of their pixels.
+        cached: Whether the summary was read from the cache.
     """
 
     summary: Summary
@@ -40,16 +40,17 @@ class Real:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """What came of one set.
+class Scores:
+    """The scores of one image set.
 
     Attributes:
-        name, count: Which, and how many images.
-        frechet, kernel: Distances to the real images' features.
-        score: exp E KL(p(y|x) || p(y)), or None where the features come without classes.
+        name, count: Name of the set, and number of images.
+        frechet, kernel: Distances between its features and those of the real images.
+        score: exp E KL(p(y|x) || p(y)), or None if the features come without class
+            probabilities.
         shares: Precision, recall, density and coverage.
-        tint: For each channel, the difference of its mean from the real images', in their standard
-            deviations; the standard error of that; and the ratio of standard deviations.
+        tint: For each channel: shift of the mean from the real images', in their standard
+            deviations; its standard error; and the ratio of the standard deviations.
     """
 
     name: str
@@ -61,52 +62,54 @@ class Measured:
     tint: list[dict[str, float]]
 
 
-def of_real(images: Images, extractor: Extractor, batch_size: int, here: PartialState) -> Real:
-    """The summary of the real images, from the cache if these pixels were seen before."""
+def summarise_reference(
+    images: Images, extractor: Extractor, batch_size: int, state: PartialState
+) -> Reference:
+    """Summarise the real images, or read the summary from the cache if the pixels are the same."""
     fingerprint = by_process_0(images.fingerprint, "the real images cannot be read")
-    key = cache_key(fingerprint, extractor.identity(images.format.shape), str(KEPT))
+    key = cache_key(fingerprint, extractor.identity(images.format.shape), str(MAX_COMPARED))
     path = cache_folder(None) / "summaries" / f"{key}.safetensors"
     known = by_process_0(partial(load_summary, path))
     if known is not None:
-        return Real(known, fingerprint, True)
-    entrant = real_images("real images", images, batch_size, here)
-    summary = of_all_processes(summarise(entrant.batches(), extractor, KEPT))
+        return Reference(known, fingerprint, True)
+    image_set = read_dataset("real images", images, batch_size, state)
+    summary = of_all_processes(summarise(image_set.batches(), extractor, MAX_COMPARED))
     by_process_0(
-        partial(save_summary, summary, path), f"{path.parent} cannot be written to", "mend that"
+        partial(save_summary, summary, path), f"{path.parent} cannot be written to", "fix that"
     )
-    return Real(summary, fingerprint, False)
+    return Reference(summary, fingerprint, False)
 
 
-def measured(entrant: Entrant, real: Real, extractor: Extractor) -> Measured:
-    """Every number of a set.
+def score_images(image_set: ImageSet, reference: Reference, extractor: Extractor) -> Scores:
+    """Compute every score of an image set.
 
     Raises:
-        ValueError: If it has too few images, or values that are not finite.
+        ValueError: If the set has too few images, or values that are not finite.
     """
     try:
-        made = of_all_processes(summarise(entrant.batches(), extractor, KEPT))
-        return Measured(
-            name=entrant.name,
-            count=made.count,
-            frechet=frechet_distance(made.features, real.summary.features),
-            kernel=kernel_distance(made.rows, real.summary.rows),
-            score=made.score,
-            shares=shares(real.summary.rows, made.rows),
-            tint=tint(made, real.summary),
+        summary = of_all_processes(summarise(image_set.batches(), extractor, MAX_COMPARED))
+        return Scores(
+            name=image_set.name,
+            count=summary.count,
+            frechet=frechet_distance(summary.features, reference.summary.features),
+            kernel=kernel_distance(summary.rows, reference.summary.rows),
+            score=summary.score,
+            shares=shares(reference.summary.rows, summary.rows),
+            tint=measure_tint(summary, reference.summary),
         )
     except ValueError as error:
-        raise ValueError(f"{entrant.name}: {error}") from error
+        raise ValueError(f"{image_set.name}: {error}") from error
 
 
-def tint(made: Summary, real: Summary) -> list[dict[str, float]]:
-    """How far each channel's mean and spread are from the real images'."""
+def measure_tint(images: Summary, real: Summary) -> list[dict[str, float]]:
+    """Compare each channel's mean and standard deviation with the real images'."""
     return [
         {
-            "shift": (of_made["mean"] - of_real["mean"]) / of_real["spread"],
-            "error": (of_made["error"] ** 2 + of_real["error"] ** 2) ** 0.5 / of_real["spread"],
-            "spread_ratio": of_made["spread"] / of_real["spread"],
+            "shift": (channel["mean"] - other["mean"]) / other["spread"],
+            "error": (channel["error"] ** 2 + other["error"] ** 2) ** 0.5 / other["spread"],
+            "spread_ratio": channel["spread"] / other["spread"],
         }
-        if of_real["spread"]
-        else {"shift": of_made["mean"] - of_real["mean"], "error": 0.0, "spread_ratio": 1.0}
-        for of_made, of_real in zip(made.channels(), real.channels(), strict=True)
+        if other["spread"]
+        else {"shift": channel["mean"] - other["mean"], "error": 0.0, "spread_ratio": 1.0}
+        for channel, other in zip(images.channels(), real.channels(), strict=True)
     ]

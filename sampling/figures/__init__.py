@@ -1,1 +1,1 @@
-"""Figures, drawn with matplotlib or Pillow."""
+"""Figures, render with matplotlib or Pillow."""

@@ -1,4 +1,4 @@
-"""How images come out of noise, as a picture that moves."""
+"""Animation of the denoising of a grid of images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ FRAMES = 40
 MILLISECONDS = 60
 
 
-def save_animation(
+def save_denoising_animation(
     path: Path,
     pipeline: Pipeline,
     method: Method,
@@ -24,20 +24,24 @@ def save_animation(
     indices: Sequence[int],
     labels: Mapping[int, int | None],
 ) -> None:
-    """Write the predicted images of up to 40 steps, in a grid, as .gif or .webp by the name.
+    """Write a grid of predicted images over up to 40 steps; the suffix chooses .gif or .webp.
 
     Args:
+        path: The file to write.
+        pipeline, method, seed: As for sampling.
+        indices: The images to show.
         labels: The class of each image, or None.
     """
     classes = [label for index in indices if (label := labels[index]) is not None]
     condition = pipeline.condition(indices, classes or None)
     editor = Editor(pipeline=pipeline, method=method, seed=seed)
     steps = editor.progressive(indices, FRAMES, condition=condition)
-    save_frames([image_grid(visible(x)) for x in rearrange(steps, "n t c h w -> t n c h w")], path)
+    frames = [image_grid(visible(x)) for x in rearrange(steps, "n t c h w -> t n c h w")]
+    save_animation_frames(frames, path)
 
 
-def save_frames(frames: Sequence[Image.Image], path: Path) -> None:
-    """Write pictures as one that moves and stays at its last for a second."""
+def save_animation_frames(frames: Sequence[Image.Image], path: Path) -> None:
+    """Write an animation that shows its last frame for a second."""
     times = [MILLISECONDS] * (len(frames) - 1) + [1000]
     kind = path.suffix[1:]
     with write_atomically(path) as partial:

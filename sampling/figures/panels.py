@@ -1,4 +1,4 @@
-"""What the figures of attention are put together from."""
+"""Building blocks of the attention figures."""
 
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from ddpm_sa.atomic_files import write_atomically
 from sampling.common.trajectory import Array
 
-# Its lightness rises evenly, so it reads in grey print, and its hues part for the colour-blind.
+# Perceptually uniform: it reads in grey print, and the colour-blind can tell its hues apart.
 COLOURS = "viridis"
 PANEL = 1.35  # inches
-DOTS = 150  # an inch
+DOTS = 150  # per inch
 
 
-def panels(rows: int, columns: int, title: str) -> tuple[Figure, Any, list[Axes]]:
-    """A figure, its panels by row and column, and at the right a place for each row's scale."""
+def make_panels(rows: int, columns: int, title: str) -> tuple[Figure, Any, list[Axes]]:
+    """Create a figure: it, its panels by row and column, and an axis for each row's scale."""
     size = (max(PANEL * columns, 4) + 1.8, PANEL * rows + 1)
     figure = Figure(figsize=size, layout="compressed")
     grid = figure.add_gridspec(rows, columns + 1, width_ratios=[1] * columns + [0.07])
@@ -38,26 +38,26 @@ def panels(rows: int, columns: int, title: str) -> tuple[Figure, Any, list[Axes]
     return figure, axes, [figure.add_subplot(grid[row, columns]) for row in range(rows)]
 
 
-def picture(image: Array) -> Array:
-    """(C, H, W) in [-1, 1] -> (H, W, 3), or (H, W) where C isn't 3, in [0, 1]."""
+def to_picture(image: Array) -> Array:
+    """Convert (C, H, W) in [-1, 1] to (H, W, 3), or (H, W) unless C is 3, in [0, 1]."""
     values = (image / 2 + np.float32(0.5)).clip(0, 1)
     return values.transpose(1, 2, 0) if len(values) == 3 else values.mean(0)
 
 
 def show_picture(axis: Axes, image: Array) -> None:
-    axis.imshow(picture(image), cmap="gray", vmin=0, vmax=1)
+    axis.imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
 
 
 def show_map(axis: Axes, values: Array, size: tuple[int, int], scale: Normalize) -> None:
-    """A map in the coordinates of the image, whose pixels' centres are whole numbers."""
+    """Show a map in the coordinates of the image, whose pixel centres are whole numbers."""
     extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
     axis.imshow(values, cmap=COLOURS, norm=scale, extent=extent, interpolation="nearest")
 
 
-def outline(axis: Axes, image: Array) -> Any:
-    """A line round what is bright, drawn on a map: both can be read, in print too."""
+def draw_outline(axis: Axes, image: Array) -> Any:
+    """Draw a line around the bright part of the image, which keeps the map readable."""
     grey = np.pad(image.mean(0), 1, mode="edge")
-    # Blurred by 3 x 3: a line round every noisy pixel would hide the map.
+    # Blurred by 3 x 3: lines around noisy pixels would hide the map.
     grey = np.lib.stride_tricks.sliding_window_view(grey, (3, 3)).mean((2, 3))
     if grey.min() == grey.max():
         return None
@@ -67,7 +67,7 @@ def outline(axis: Axes, image: Array) -> Any:
     return line
 
 
-def mark(axis: Axes, y: int, x: int, marker: str = "o") -> None:
+def mark_query(axis: Axes, y: int, x: int, marker: str = "o") -> None:
     for colour, width in (("black", 2.4), ("white", 1.0)):
         axis.plot(
             x,
@@ -77,31 +77,31 @@ def mark(axis: Axes, y: int, x: int, marker: str = "o") -> None:
             markerfacecolor="none",
             markeredgecolor=colour,
             markeredgewidth=width,
-            clip_on=False,  # whole at the border, too
+            clip_on=False,  # complete at the border
         )
 
 
-def colour_bar(figure: Figure, place: Axes, axis: Axes, grid: tuple[int, int]) -> None:
+def add_colour_bar(figure: Figure, place: Axes, axis: Axes, grid: tuple[int, int]) -> None:
     bar = figure.colorbar(axis.images[0], cax=place, format=PercentFormatter(1))
     bar.ax.axhline(1 / (grid[0] * grid[1]), color="white", linewidth=1.5)
-    bar.set_label(f"share of attention\n(line: even over {grid[0]} × {grid[1]})", fontsize=6)
+    bar.set_label(f"share of attention\n(line: uniform over {grid[0]} × {grid[1]})", fontsize=6)
     bar.ax.tick_params(labelsize=6)
 
 
 def short_name(layer: str) -> str:
-    """The name of a layer on two lines."""
+    """Break the name of a layer into two lines."""
     block, _, rest = layer.partition(".attentions")
     return f"{block}\nattentions{rest}"
 
 
-def drawn(figure: Figure) -> NDArray[np.uint8]:
-    """The figure as an image, (H, W, 3)."""
+def render(figure: Figure) -> NDArray[np.uint8]:
+    """Render a figure as an image, (H, W, 3)."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG atomically."""
     with write_atomically(path) as partial:
         figure.savefig(partial, format="png", dpi=DOTS)

@@ -1,4 +1,4 @@
-"""The page of sampling/app.py: what is on it."""
+"""Layout of the page of sampling/app.py."""
 
 import socket
 from collections.abc import Mapping
@@ -9,30 +9,33 @@ import gradio as gr
 
 from ddpm_sa import Pipeline
 from ddpm_sa.samplers.schedulers import SCHEDULERS
-from sampling.page.callbacks import FIRST, REPLACEMENTS, SECOND, VIEWS, Actions, told
+from sampling.page.callbacks import FIRST, REPLACEMENTS, SECOND, VIEWS, Callbacks
+from sampling.page.errors import report_errors
 from sampling.page.explorer import Explorer
 
-MOST_SEED = 2**31 - 1
+MAX_SEED = 2**31 - 1
 STYLE = """
 #image img, #other img {image-rendering: pixelated}
 #image img {cursor: crosshair}
 .gradio-container {max-width: 1200px !important}
 """
-INTRO = """# Where pixels look
-A network makes an image out of noise. In its attention layers every pixel takes information from \
-all others. Make an image, click a pixel of it, and see from where it takes."""
+INTRO = """# Attention maps
+A network turns noise into an image. In its attention layers every pixel takes information from \
+all others. Sample an image, click one of its pixels, and see where it attends."""
 
 
 def serve(pipelines: Mapping[str, Pipeline], folder: str, host: str, port: int) -> None:
-    """Show the page until the process is told to end.
+    """Serve the page until the process is stopped.
 
     Args:
-        folder: For gradio's files and the downloads, of which alone files are served.
+        pipelines: The models, by name.
+        folder: For gradio's files and the downloads; no other files are served.
+        host, port: Where to listen; port 0 takes a free one.
 
     Raises:
-        ValueError: If nobody can be listened to at this host and port.
+        ValueError: If the page cannot listen on this host and port.
     """
-    page = build(Actions(Explorer(pipelines), Path(folder)))
+    page = build(Callbacks(Explorer(pipelines), Path(folder)))
     page.queue(max_size=32, default_concurrency_limit=1)
     try:
         page.launch(
@@ -44,14 +47,14 @@ def serve(pipelines: Mapping[str, Pipeline], folder: str, host: str, port: int) 
             ssr_mode=False,
             enable_monitoring=False,
             run_history=False,
-            max_file_size="1b",  # nobody has anything to send here
+            max_file_size="1b",  # nothing is uploaded
             state_session_capacity=16,
             footer_links=[],
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             css=STYLE,
         )
     except OSError as error:
-        raise ValueError(f"host={host} with port={port} cannot be listened to: {error}") from error
+        raise ValueError(f"cannot listen on host={host} with port={port}: {error}") from error
     print(f"The page: {page.local_url}  (Ctrl-C ends it)", flush=True)
     try:
         page.block_thread()
@@ -65,32 +68,32 @@ def _free_port(host: str) -> int:
         return probe.getsockname()[1]
 
 
-def build(actions: Actions) -> gr.Blocks:
-    """The page: what there is, and which action each touch starts."""
+def build(callbacks: Callbacks) -> gr.Blocks:
+    """Build the page: its controls, and the callback of each."""
     with gr.Blocks(
-        title="Where pixels look", analytics_enabled=False, delete_cache=(300, 1800)
+        title="Attention maps", analytics_enabled=False, delete_cache=(300, 1800)
     ) as page:
         gr.Markdown(INTRO)
-        made, other = gr.State(None), gr.State(None)
+        generated, other = gr.State(None), gr.State(None)
         with gr.Row():
             with gr.Column(min_width=300):
-                choice = _choices(actions)
-                make = gr.Button("Make the image", variant="primary", elem_id="make")
+                choice = _image_controls(callbacks)
+                make = gr.Button("Sample the image", variant="primary", elem_id="make")
                 status = gr.Markdown("No image yet.", elem_id="status")
             with gr.Column(min_width=300):
                 gr.Markdown("Click a pixel of the image, or type its row y and column x below.")
-                image = _picture("The image, as it forms", "image")
+                image = _picture("The image during sampling", "image")
                 moment = gr.Slider(1, 2, 1, step=1, label="Evaluation", elem_id="moment")
-                when = gr.Markdown("From noise, at 1, to the image.", elem_id="when")
+                when = gr.Markdown("From noise, at 1, to the final image.", elem_id="when")
                 view = gr.Radio(list(VIEWS), value="predicted image", label="Show", elem_id="view")
-        looks, pixels, which = _looks(actions)
+        layer_and_head, pixels, which = _attention_controls(callbacks)
         with gr.Row():
-            maps = [_picture(f"Where {name} looks", name[0]) for name in (FIRST, SECOND)]
+            maps = [_picture(f"Attention map of {name}", name[0]) for name in (FIRST, SECOND)]
         table = gr.Markdown(elem_id="numbers")
         gr.Markdown("## Switch attention off")
-        replaced, replacement, replace, other_status, other_image = _replacement(actions)
-        gr.Markdown("## Take it home")
-        take = gr.Button("Make the figure and the numbers", elem_id="take")
+        replaced, replacement, replace, other_status, other_image = _ablation_controls(callbacks)
+        gr.Markdown("## Download")
+        take = gr.Button("Create the figure and the numbers", elem_id="take")
         files = gr.File(
             label="Files",
             file_count="multiple",
@@ -99,47 +102,49 @@ def build(actions: Actions) -> gr.Blocks:
             elem_id="files",
         )
 
-        model, (layer, head) = choice[0], looks
+        model, (layer, head) = choice[0], layer_and_head
         private: dict[str, Any] = {"api_visibility": "private"}
         seen = [image, when, *maps, table, other_image, other_status]
         shown = {
-            "fn": told(actions.show),
-            "inputs": [made, other, moment, layer, head, view, *pixels],
+            "fn": report_errors(callbacks.show),
+            "inputs": [generated, other, moment, layer, head, view, *pixels],
             "outputs": seen,
             "show_progress": "hidden",
         } | private
         gr.on(
             [model.change],
-            told(actions.choose_model),
+            report_errors(callbacks.choose_model),
             model,
             [choice[3], choice[4], layer, head, replaced],
             **private,
         )
-        layer.input(told(actions.choose_layer), [made, model, layer], head, **private).then(**shown)
+        layer.input(
+            report_errors(callbacks.choose_layer), [generated, model, layer], head, **private
+        ).then(**shown)
         make.click(
-            told(actions.make),
+            report_errors(callbacks.make),
             choice,
-            [made, other, image, moment, status, *pixels, other_image, other_status],
+            [generated, other, image, moment, status, *pixels, other_image, other_status],
             **private,
         ).success(**shown)
         for control in (moment, head, view, *pixels):
             control.input(**shown, trigger_mode="always_last")
 
-        image.select(actions.click, [made, which, *pixels], pixels, **private).then(**shown)
+        image.select(callbacks.click, [generated, which, *pixels], pixels, **private).then(**shown)
         replace.click(
-            told(actions.replace),
-            [made, replaced, replacement],
+            report_errors(callbacks.replace),
+            [generated, replaced, replacement],
             [other, other_image, other_status],
             **private,
         ).success(**shown)
-        take.click(told(actions.download), [made, layer, *pixels], files, **private)
+        take.click(report_errors(callbacks.download), [generated, layer, *pixels], files, **private)
     return page
 
 
 def _picture(label: str, name: str) -> gr.Image:
     return gr.Image(
         label=label,
-        show_label=False,  # it would cover the picture's corner
+        show_label=False,  # it would cover a corner of the picture
         alt_text=label,
         interactive=False,
         type="pil",
@@ -149,16 +154,16 @@ def _picture(label: str, name: str) -> gr.Image:
     )
 
 
-def _choices(actions: Actions) -> list[Any]:
-    """Model, seed, scheduler, steps, class."""
-    models = list(actions.explorer.pipelines)
-    most = actions.explorer.most_steps(models[0])
+def _image_controls(callbacks: Callbacks) -> list[Any]:
+    """Create the controls: model, seed, scheduler, steps, class."""
+    models = list(callbacks.explorer.pipelines)
+    max_steps = callbacks.explorer.max_steps(models[0])
     model = gr.Dropdown(models, value=models[0], label="Model", elem_id="model")
     with gr.Row():
         seed = gr.Number(
             0,
             minimum=0,
-            maximum=MOST_SEED,
+            maximum=MAX_SEED,
             precision=0,
             label="Seed",
             min_width=100,
@@ -167,26 +172,26 @@ def _choices(actions: Actions) -> list[Any]:
         scheduler = gr.Dropdown(
             list(SCHEDULERS), value="ddim", label="Scheduler", min_width=220, elem_id="scheduler"
         )
-    steps = gr.Slider(1, most, min(50, most), step=1, label="Steps", elem_id="steps")
-    classes = actions.classes(models[0])
+    steps = gr.Slider(1, max_steps, min(50, max_steps), step=1, label="Steps", elem_id="steps")
+    classes = callbacks.classes(models[0])
     label = gr.Number(
         0, minimum=0, precision=0, label="Class", visible=classes > 0, elem_id="class"
     )
     return [model, seed, scheduler, steps, label]
 
 
-def _looks(actions: Actions) -> tuple[list[Any], list[Any], Any]:
-    """Layer and head; y and x of the queries; which of them a click sets."""
-    model = next(iter(actions.explorer.pipelines))
-    start = actions.default_layer(model)
+def _attention_controls(callbacks: Callbacks) -> tuple[list[Any], list[Any], Any]:
+    """Create the controls: layer and head; y and x of the queries; which query a click moves."""
+    model = next(iter(callbacks.explorer.pipelines))
+    start = callbacks.default_layer(model)
     with gr.Row():
         layer = gr.Dropdown(
-            actions.layers(model), value=start, label="Layer", min_width=200, elem_id="layer"
+            callbacks.layers(model), value=start, label="Layer", min_width=200, elem_id="layer"
         )
-        heads = actions.heads(model, start)
+        heads = callbacks.heads(model, start)
         head = gr.Dropdown(heads, value=heads[0], label="Head", min_width=140, elem_id="head")
         which = gr.Radio(
-            [FIRST, SECOND], value=FIRST, label="A click sets", min_width=200, elem_id="which"
+            [FIRST, SECOND], value=FIRST, label="A click moves", min_width=200, elem_id="which"
         )
     with gr.Row():
         pixels = [
@@ -204,12 +209,12 @@ def _looks(actions: Actions) -> tuple[list[Any], list[Any], Any]:
     return [layer, head], pixels, which
 
 
-def _replacement(actions: Actions) -> tuple[Any, Any, Any, Any, Any]:
-    """Layers, what for, the button, what it says, the image."""
+def _ablation_controls(callbacks: Callbacks) -> tuple[Any, Any, Any, Any, Any]:
+    """Create the controls: layers, replacement, button, status, image."""
     with gr.Row():
         with gr.Column(min_width=300):
             layers = gr.CheckboxGroup(
-                actions.layers(next(iter(actions.explorer.pipelines))),
+                callbacks.layers(next(iter(callbacks.explorer.pipelines))),
                 label="Replace the attention of",
                 elem_id="replaced",
             )
@@ -219,7 +224,7 @@ def _replacement(actions: Actions) -> tuple[Any, Any, Any, Any, Any]:
                 label="so that",
                 elem_id="replacement",
             )
-            button = gr.Button("Make it again without", elem_id="replace")
+            button = gr.Button("Sample again with replaced attention", elem_id="replace")
             status = gr.Markdown(elem_id="other_status")
         with gr.Column(min_width=300):
             image = _picture("The same noise, attention replaced", "other")

@@ -1,0 +1,31 @@
+"""Errors of the page of sampling/app.py."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+
+def report_errors(callback: Callable) -> Callable:
+    """Wrap a callback so that its ValueErrors are shown on the page."""
+    if inspect.isgeneratorfunction(callback):
+
+        @functools.wraps(callback)
+        def steps(*inputs: Any) -> Iterator[Any]:
+            try:
+                yield from callback(*inputs)
+            except ValueError as error:
+                raise gr.Error(str(error), print_exception=False) from error
+
+        return steps
+
+    @functools.wraps(callback)
+    def once(*inputs: Any) -> Any:
+        try:
+            return callback(*inputs)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return once
