@@ -27,7 +27,7 @@ from torch import nn
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.load import open_images
 from training.config import TrainConfig
-from training.distributed.accelerator import make_accelerator, make_layout, settle
+from training.distributed.accelerator import make_accelerator, make_layout, resolve_settings
 from training.draws import Draws
 from training.ema import Averages
 from training.loop import learning_rate, make_batch, make_batches, train_steps
@@ -89,7 +89,7 @@ def main() -> None:
 
 def our_steps(config: TrainConfig) -> Generator[None]:
     """The loop of training/train.py."""
-    config, layout = settle(config), make_layout(config)
+    config, layout = resolve_settings(config), make_layout(config)
     images, scheduler = open_images(config.data), make_scheduler(config)
     network = build_network(config.model, images, config.seed)
     accelerator = make_accelerator(config, layout)
@@ -110,12 +110,12 @@ def our_steps(config: TrainConfig) -> Generator[None]:
 
 def bare_steps(config: TrainConfig) -> Generator[None]:
     """Forward, backward and optimiser, on one batch again and again."""
-    config, layout = settle(config), make_layout(config)
+    config, layout = resolve_settings(config), make_layout(config)
     images = open_images(config.data)
     network = build_network(config.model, images, config.seed)
     accelerator = make_accelerator(config, layout)
     prepared, optimizer = prepare(accelerator, network, config)
-    (batch,) = make_batch(images, Draws.of(config, images.length), layout, 0).micro_batches
+    (batch,) = make_batch(images, Draws.from_config(config, images.length), layout, 0).micro_batches
     batch = batch.to(accelerator.device)
     t = batch.t.to(accelerator.device)
     while True:
@@ -129,10 +129,10 @@ def bare_steps(config: TrainConfig) -> Generator[None]:
 
 def parts(config: TrainConfig, times: int = 20) -> dict[str, float]:
     """Seconds that pieces of the overhead take by themselves, the median of some times."""
-    config, layout = settle(config), make_layout(config)
+    config, layout = resolve_settings(config), make_layout(config)
     images = open_images(config.data)
     network = build_network(config.model, images, config.seed)
-    draws, averages = Draws.of(config, images.length), Averages(network, config.ema)
+    draws, averages = Draws.from_config(config, images.length), Averages(network, config.ema)
     (micro,) = make_batch(images, draws, layout, 0).micro_batches
     schedule_loss = make_loss(make_scheduler(config), config.objective, images.format)
     optimizer = make_optimizer(network, config.optim)

@@ -11,7 +11,7 @@ from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse
 from ddpm_sa.data.load import open_images
 from training.config import TrainConfig
-from training.distributed.accelerator import make_accelerator, make_layout, settle
+from training.distributed.accelerator import make_accelerator, make_layout, resolve_settings
 from training.ema import Averages
 from training.loop import learning_rate, make_batches, train_steps
 from training.network import build_network
@@ -23,7 +23,7 @@ RECIPE = "training/configs/mnist.yaml"
 def our_config(words: Sequence[str]) -> TrainConfig:
     """The settings that these words of a command line make, of a run that writes nothing."""
     quiet = ["--output_dir", tempfile.gettempdir(), "--tracker", "none", "--time_limit", "1e6"]
-    return settle(parse(TrainConfig, [*words, *quiet]))
+    return resolve_settings(parse(TrainConfig, [*words, *quiet]))
 
 
 def our_run(config: TrainConfig) -> Run:

@@ -133,10 +133,8 @@ def main() -> None:
     results: list[Scores] = []
     first_images: dict[str, FirstImages] = {}
     for image_set in open_image_sets(settings, pipelines, methods, images, state):
-        first_images[image_set.name] = FirstImages(settings.nearest)
-        results.append(
-            score_images(first_images[image_set.name].collect_from(image_set), real, extractor)
-        )
+        first = first_images[image_set.name] = FirstImages(settings.nearest)
+        results.append(score_images(first.collect_from(image_set), real, extractor))
     diagnostics = run_diagnostics(settings, pipelines, images, first_images, state)
     if state.is_main_process:
         warnings = find_warnings(real, results)

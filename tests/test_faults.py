@@ -12,7 +12,7 @@ import pytest
 from ddpm_sa import Pipeline
 from tests.runs import arguments, checkpoint, metrics, run_here, same_bits
 from tests.workers import Workers, wait_until
-from training.checkpoint.state import damage_of, newest_checkpoint
+from training.checkpoint.state import find_damage, newest_checkpoint
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def test_model_that_cannot_be_written_is_written_by_the_resume(pictures, tmp_pat
     (run / "model").write_text("a file where the folder should be")
     with pytest.raises(ValueError, match="model could not be written, but the last checkpoint is"):
         run_here(argv)
-    assert damage_of(run / "checkpoints" / "step-00000006") is None
+    assert find_damage(run / "checkpoints" / "step-00000006") is None
     (run / "model").unlink()
     run_here([*argv, "--resume", "auto"])
     average = dict(Pipeline.from_pretrained(run / "model").unet.state_dict())
@@ -153,7 +153,7 @@ def test_hosts_that_share_no_disk_are_told_so(pictures, tmp_path):
         assert workers.wait() == [0, 0], workers.printed()
     assert not (tmp_path / "1" / "run").exists()
     line = ended_in_one_line([*argv, "--resume", "auto"], 2, log, host)
-    assert "step-00000003 is not there on" in line
+    assert "step-00000003 is missing on" in line
     shutil.copytree(tmp_path / "0" / "run", tmp_path / "1" / "run")
     with Workers([*argv, "--resume", "auto"], 2, log, host) as workers:
         assert workers.wait() == [0, 0], workers.printed()

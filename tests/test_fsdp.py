@@ -11,7 +11,7 @@ from ddpm_sa.data.config import DataConfig
 from tests.runs import STEMS, arguments, assert_same_gradient, checkpoint, metrics, same_bits
 from tests.workers import Workers
 from training.config import TrainConfig
-from training.distributed.fsdp import asked_of_accelerate
+from training.distributed.fsdp import take_over_accelerate_fsdp
 
 STEPS = 4
 CHANGES = {
@@ -154,7 +154,7 @@ def ask_accelerate(rank):
     ],
 )
 def test_what_cannot_be_spread_is_refused(settings, message):
-    with pytest.raises(ValueError, match=f"sharding=fsdp cannot be had with {message}"):
+    with pytest.raises(ValueError, match=f"sharding=fsdp does not support {message}"):
         TrainConfig(output_dir="run", data=DataConfig(source="x"), sharding="fsdp", **settings)
 
 
@@ -169,4 +169,4 @@ def test_what_accelerate_asks_for_beyond_it_is_refused(monkeypatch, settings, me
     for name, value in ({"ACCELERATE_USE_FSDP": "true"} | settings).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
-        asked_of_accelerate()
+        take_over_accelerate_fsdp()

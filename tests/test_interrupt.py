@@ -11,7 +11,7 @@ import pytest
 
 from tests.runs import arguments, assert_same_run, run_here
 from tests.workers import Workers, wait_until
-from training.checkpoint.state import newest_checkpoint, step_of
+from training.checkpoint.state import checkpoint_step, newest_checkpoint
 
 
 def stopped(argv, run, log, how, before=None):
@@ -23,7 +23,7 @@ def stopped(argv, run, log, how, before=None):
     folder, passed_over = newest_checkpoint(run)
     assert folder is not None
     assert passed_over == []
-    return step_of(folder)
+    return checkpoint_step(folder)
 
 
 def goes_on(pictures, run, step, folder):
@@ -40,7 +40,7 @@ def test_signal_ends_the_run_so_that_it_goes_on_bit_for_bit(pictures, tmp_path, 
     argv = arguments(pictures, run, steps=10**6, log_every=1)
     step = stopped(argv, run, log, lambda process: os.kill(process.pid, number))
     assert f"by {number.name}: " in log.read_text()
-    assert "go on with --resume auto" in log.read_text()
+    assert "continue with --resume auto" in log.read_text()
     goes_on(pictures, run, step, tmp_path)
 
 

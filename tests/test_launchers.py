@@ -21,7 +21,7 @@ from tests.runs import (
     torchrun,
 )
 from tests.workers import free_port, wait_until
-from training.checkpoint.state import checkpoints, newest_checkpoint, step_of
+from training.checkpoint.state import checkpoint_step, list_checkpoints, newest_checkpoint
 
 ACCELERATE = (
     *("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),
@@ -83,11 +83,11 @@ def stop(launcher, argv, run, log, how):
             for worker in workers:
                 if worker.is_running():
                     worker.kill()
-    assert "go on with --resume auto" in log.read_text(), log.read_text()
+    assert "continue with --resume auto" in log.read_text(), log.read_text()
     folder, passed_over = newest_checkpoint(run)
     assert folder is not None, log.read_text()
     assert passed_over == []
-    return step_of(folder)
+    return checkpoint_step(folder)
 
 
 def check_stop(launcher, pictures, folder, how, processes):
@@ -143,7 +143,7 @@ def test_worker_that_is_killed_is_restarted_and_ends_with_the_same_weights(pictu
 
 
 def steps_saved(run):
-    return max(map(step_of, checkpoints(run)), default=0)
+    return max(map(checkpoint_step, list_checkpoints(run)), default=0)
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def test_learning_rate_falls_to_zero_where_asked():
 
 def test_request_to_stop_reaches_the_caller_with_the_update_it_came_in():
     asked = iter([False, True, True])
-    progress = trained(Toy(), 3, stop_asked=lambda: next(asked))
+    progress = trained(Toy(), 3, stop_requested=lambda: next(asked))
     assert [one.stop for one in progress] == [False, True, True]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.muon import Muon, orthogonal
+from training.muon import Muon, orthogonalize
 
 
 def with_gradients(network: nn.Module, seed: int) -> None:
@@ -21,7 +21,7 @@ def test_orthogonal_keeps_the_singular_vectors_and_evens_out_the_values(
     u, _, vh = torch.linalg.svd(torch.randn(shape, generator=random), full_matrices=False)
     spread = torch.logspace(-2, 0, min(shape[1:]))
     matrices = u * spread @ vh
-    within = u.mT @ orthogonal(matrices) @ vh.mT
+    within = u.mT @ orthogonalize(matrices) @ vh.mT
     values = within.diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(within, torch.diag_embed(values), atol=1e-4, rtol=0)
     assert values.min() > 0.65

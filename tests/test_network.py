@@ -4,7 +4,8 @@ import torch
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.image_format import ImageFormat
 from training.config import ModelConfig
-from training.network import attention_layers, build_network
+from training.network import build_network
+from training.reporting.startup import attention_places
 
 TINY = ModelConfig(preset="tiny")
 
@@ -39,4 +40,10 @@ def test_network_fits_images_that_are_not_square_or_cannot_be_halved():
 def test_attention_is_found_by_its_height():
     config = ModelConfig(preset="tiny", attention_resolutions=[23])
     network = build_network(config, images(size=(45, 61)), 0)
-    assert attention_layers(network) == ["down 23x31", "mid 23x31", "up 23x31"]
+    assert list(attention_places(network)) == ["down 23x31", "mid 23x31", "up 23x31"]
+
+
+def test_a_network_without_attention_has_no_places():
+    unet = {"add_attention": False}
+    config = ModelConfig(preset="tiny", attention_resolutions=[], unet=unet)
+    assert attention_places(build_network(config, images(), 0)) == {}

@@ -32,7 +32,7 @@ def test_updates_that_are_not_finite_are_left_out_and_counted(
         run_here(arguments(pictures, run, **CHANGES))
     argv = arguments(pictures, run, **CHANGES, on_nonfinite="skip", resume="auto")
     run_here(argv)
-    assert "6 steps done (2 updates left out: not finite)" in capsys.readouterr().out
+    assert "6 steps done (2 updates skipped: not finite)" in capsys.readouterr().out
     assert_left_out(run)
 
     argv = arguments(pictures, stopped, **CHANGES, on_nonfinite="skip", resume="auto")
@@ -61,7 +61,7 @@ def test_all_processes_leave_out_the_update_that_one_found_not_finite(pictures, 
     argv += ["--on_nonfinite", "skip", "--resume", "auto"]
     with Workers(argv, 2, log, partial(spoil, tmp_path)) as workers:
         assert workers.wait() == [0, 0], workers.printed()
-    assert "6 steps done (2 updates left out: not finite)" in workers.printed()
+    assert "6 steps done (2 updates skipped: not finite)" in workers.printed()
     assert_left_out(run)
     zero, one = (path.read_text().splitlines() for path in sorted(tmp_path.glob("left-out-*")))
     assert zero == one

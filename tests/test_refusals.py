@@ -63,7 +63,7 @@ def test_learned_variance_of_floats_is_refused_before_anything_is_written(tmp_pa
     folder.mkdir()
     for i in range(4):
         np.save(folder / f"{i}.npy", np.full((8, 8, 3), i / 3, np.float32))
-    with pytest.raises(ValueError, match="whole numbers, and these are floats"):
+    with pytest.raises(ValueError, match="needs integer pixel values"):
         run_here(arguments(folder, run, objective__learned_variance="true"))
     assert not run.exists()
 

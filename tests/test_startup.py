@@ -15,11 +15,11 @@ from training.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from training.draws import Layout
 from training.network import build_network
 from training.reporting.startup import (
-    expected_memory,
-    idle_processors,
-    learning_rate_in_words,
-    report,
-    saved_activations,
+    count_saved_activations,
+    describe_learning_rate,
+    estimate_memory,
+    startup_report,
+    warn_idle_processors,
 )
 
 FORMAT = ImageFormat(channels=1, size=(32, 32), labels=("a", "b"))
@@ -42,7 +42,7 @@ CONFIG = TrainConfig(
 
 def said(config: TrainConfig = CONFIG, images: Images = IMAGES, processes: int = 2) -> str:
     network = build_network(config.model, images, 0)
-    return report(config, Layout(config.batch_size, processes), images, network, 4)
+    return startup_report(config, Layout(config.batch_size, processes), images, network, 4)
 
 
 def test_report_names_what_will_be_trained_on_what_and_how() -> None:
@@ -51,7 +51,7 @@ def test_report_names_what_will_be_trained_on_what_and_how() -> None:
     assert "attention at down 16x16, mid 8x8, up 16x16" in text
     assert "8 = 2 processes x 1 accumulated x 4 images" in text
     # 5000 images in batches of 8 are 625 steps.
-    assert "4 to 2000, 625.0 an epoch, 3.2 epochs" in text
+    assert "4 to 2000, 625.0 per epoch, 3.2 epochs" in text
     assert "from 0 to 0.001 at step 10, then falling to 0 at step 30" in text
 
 
@@ -66,12 +66,12 @@ def test_report_says_how_often_it_looks() -> None:
 def test_report_warns_of_what_was_hardly_meant() -> None:
     text = said()
     assert "warning     7 of them are odd" in text
-    assert "data.flip mirrors digits" in text
+    assert "data.flip=true mirrors digits" in text
     assert "batch_size=8 is small" in text
-    assert "nothing is learned from step 30 on" in text
+    assert "the learning rate reaches 0 at step 30; later updates change nothing" in text
     assert "--optim.decay_steps 2000" in text
     few = said(images=replace(IMAGES, length=20))
-    assert "20 images are few" in few
+    assert "only 20 training images" in few
     large = replace(IMAGES, format=replace(FORMAT, size=(128, 128)))
     config = replace(CONFIG, model=ModelConfig(preset="mnist", attention_resolutions=[64]))
     assert "attention at down 64x64 compares each of 4,096 pixels" in said(config, large)
@@ -96,27 +96,27 @@ def test_sound_run_is_warned_of_nothing(monkeypatch) -> None:
     ],
 )
 def test_learning_rate_is_told_in_words(config: OptimConfig, words: str) -> None:
-    assert learning_rate_in_words(config) == words
+    assert describe_learning_rate(config) == words
 
 
 def test_memory_counts_what_training_keeps() -> None:
     network = build_network(CONFIG.model, IMAGES, 0)
     weights = 4 * sum(parameter.numel() for parameter in network.parameters())
-    memory = expected_memory(CONFIG, Layout(8), network)
+    memory = estimate_memory(CONFIG, Layout(8), network)
     assert (memory.weights, memory.gradients, memory.optimizer) == (weights, weights, 2 * weights)
     lean = replace(CONFIG, model=replace(CONFIG.model, gradient_checkpointing=True))
-    assert "activations not counted" in str(expected_memory(lean, Layout(8), network))
+    assert "activations not counted" in str(estimate_memory(lean, Layout(8), network))
 
 
 def test_memory_of_a_network_that_is_spread_is_a_part_and_an_average() -> None:
     network = build_network(CONFIG.model, IMAGES, 0)
-    whole = expected_memory(CONFIG, Layout(8), network)
+    whole = estimate_memory(CONFIG, Layout(8), network)
     spread = replace(CONFIG, sharding="fsdp")
-    part = expected_memory(spread, Layout(8, processes=4), network)
+    part = estimate_memory(spread, Layout(8, processes=4), network)
     for name in ("weights", "gradients", "optimizer"):
         assert getattr(part, name) == getattr(whole, name) // 4
     assert part.averages == whole.averages // 4 + whole.averages
-    assert "sharding=fsdp has no second process" in said(spread, processes=1)
+    assert "sharding=fsdp has only one process" in said(spread, processes=1)
 
 
 def measure(answer: Path) -> None:
@@ -138,7 +138,7 @@ def test_activations_are_about_those_of_a_real_forward_pass(tmp_path) -> None:
     process = CONTEXT.Process(target=measure, args=(tmp_path / "bytes",))
     process.start()
     network = build_network(CONFIG.model, replace(IMAGES, format=replace(FORMAT, labels=None)), 0)
-    told = saved_activations(network, 256, half=False)
+    told = count_saved_activations(network, 256, half=False)
     process.join()
     # Measured is more by what the allocator keeps of temporaries.
     assert 0.65 < told / int((tmp_path / "bytes").read_text()) < 1.1
@@ -149,9 +149,12 @@ def test_unused_processors_are_named(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    said = idle_processors()
+    said = warn_idle_processors()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    all_used = idle_processors()
+    all_used = warn_idle_processors()
     torch.set_num_threads(before)
-    assert said == "4 of 8 processors are used; set OMP_NUM_THREADS=2 before the command to use all"
+    assert (
+        said
+        == "only 4 of 8 processors are used; set OMP_NUM_THREADS=2 before the command to use all"
+    )
     assert all_used is None

@@ -8,9 +8,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from training.checkpoint.state import (
-    Trainee,
+    TrainingState,
     checkpoint_path,
-    damage_of,
+    find_damage,
     load_state,
     newest_checkpoint,
     save_checkpoint,
@@ -20,35 +20,37 @@ from training.ema import Averages
 from training.objective import make_optimizer
 
 
-def make_trainee(seed: int = 0, width: int = 4) -> Trainee:
+def make_training_state(seed: int = 0, width: int = 4) -> TrainingState:
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 3, 1))
     network.to(memory_format=torch.channels_last)
     averages = Averages(network, EMAConfig(decay=0.9, more=[0.5]))
-    return Trainee(network, averages, make_optimizer(network, OptimConfig()))
+    return TrainingState(network, averages, make_optimizer(network, OptimConfig()))
 
 
-def train(trainee: Trainee, updates: range) -> None:
+def train(training_state: TrainingState, updates: range) -> None:
     for update in updates:
         torch.manual_seed(100 + update)
-        trainee.optimizer.zero_grad()
-        trainee.network(torch.randn(2, 3, 4, 4)).square().mean().backward()
-        trainee.optimizer.step()
-        trainee.averages.update(update)
+        training_state.optimizer.zero_grad()
+        training_state.network(torch.randn(2, 3, 4, 4)).square().mean().backward()
+        training_state.optimizer.step()
+        training_state.averages.update(update)
 
 
 @pytest.fixture
 def run(tmp_path):
     """A run with checkpoints after 1, 2 and 3 updates."""
-    trainee = make_trainee()
+    training_state = make_training_state()
     for step in (1, 2, 3):
-        train(trainee, range(step - 1, step))
-        save_checkpoint(checkpoint_path(tmp_path, step), trainee.tensors(), {"step": step}, keep=9)
+        train(training_state, range(step - 1, step))
+        save_checkpoint(
+            checkpoint_path(tmp_path, step), training_state.tensors(), {"step": step}, keep=9
+        )
     return tmp_path
 
 
 def test_training_from_a_checkpoint_gives_the_bits_of_training_on(run):
-    straight, resumed = make_trainee(), make_trainee(seed=7)
+    straight, resumed = make_training_state(), make_training_state(seed=7)
     train(straight, range(5))
     resumed.load(checkpoint_path(run, 2))
     train(resumed, range(2, 5))
@@ -61,7 +63,7 @@ def test_training_from_a_checkpoint_gives_the_bits_of_training_on(run):
 
 def test_plain_values_come_back_exactly(tmp_path):
     state = {"step": 3, "losses": [0.1, 1e-300, 2 / 3], "name": "σ"}
-    save_checkpoint(checkpoint_path(tmp_path, 3), make_trainee().tensors(), state, keep=1)
+    save_checkpoint(checkpoint_path(tmp_path, 3), make_training_state().tensors(), state, keep=1)
     assert load_state(checkpoint_path(tmp_path, 3)) == state
 
 
@@ -74,7 +76,7 @@ def flip_a_byte(folder):
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    return "weights.safetensors is not what was written"
+    return "weights.safetensors was changed after it was written"
 
 
 def truncate(folder):
@@ -125,7 +127,7 @@ def test_unfinished_checkpoint_is_not_one(run):
 
 
 def test_oldest_checkpoints_are_removed(run):
-    save_checkpoint(checkpoint_path(run, 4), make_trainee().tensors(), {}, keep=2)
+    save_checkpoint(checkpoint_path(run, 4), make_training_state().tensors(), {}, keep=2)
     left = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert left == ["step-00000003", "step-00000004"]
 
@@ -133,13 +135,13 @@ def test_oldest_checkpoints_are_removed(run):
 def test_a_damaged_checkpoint_does_not_count_towards_those_kept(run):
     truncate(checkpoint_path(run, 3))
     flip_a_byte(checkpoint_path(run, 2))
-    save_checkpoint(checkpoint_path(run, 4), make_trainee().tensors(), {}, keep=2)
-    left = {path.name: damage_of(path) for path in (run / "checkpoints").iterdir()}
+    save_checkpoint(checkpoint_path(run, 4), make_training_state().tensors(), {}, keep=2)
+    left = {path.name: find_damage(path) for path in (run / "checkpoints").iterdir()}
     assert [name for name in sorted(left) if left[name] is None] == [
         "step-00000001",
         "step-00000004",
     ]
-    save_checkpoint(checkpoint_path(run, 5), make_trainee().tensors(), {}, keep=2)
+    save_checkpoint(checkpoint_path(run, 5), make_training_state().tensors(), {}, keep=2)
     left = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert left == ["step-00000004", "step-00000005"]
 
@@ -147,7 +149,11 @@ def test_a_damaged_checkpoint_does_not_count_towards_those_kept(run):
 def test_every_so_many_checkpoints_one_stays(tmp_path):
     for step in range(1, 10):
         save_checkpoint(
-            checkpoint_path(tmp_path, step), make_trainee().tensors(), {}, keep=2, keep_every=3
+            checkpoint_path(tmp_path, step),
+            make_training_state().tensors(),
+            {},
+            keep=2,
+            keep_every=3,
         )
     left = sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir())
     assert left == [3, 6, 8, 9]
@@ -155,8 +161,8 @@ def test_every_so_many_checkpoints_one_stays(tmp_path):
 
 def test_a_damaged_checkpoint_is_written_again(run):
     truncate(checkpoint_path(run, 3))
-    save_checkpoint(checkpoint_path(run, 3), make_trainee().tensors(), {"step": 3}, keep=9)
-    assert damage_of(checkpoint_path(run, 3)) is None
+    save_checkpoint(checkpoint_path(run, 3), make_training_state().tensors(), {"step": 3}, keep=9)
+    assert find_damage(checkpoint_path(run, 3)) is None
 
 
 def test_a_save_that_fails_leaves_the_one_before_it(run):
@@ -164,7 +170,9 @@ def test_a_save_that_fails_leaves_the_one_before_it(run):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # as a quota would
     try:
         with pytest.raises((OSError, SafetensorError)):
-            save_checkpoint(checkpoint_path(run, 4), make_trainee(width=64).tensors(), {}, keep=1)
+            save_checkpoint(
+                checkpoint_path(run, 4), make_training_state(width=64).tensors(), {}, keep=1
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert newest_checkpoint(run) == (checkpoint_path(run, 3), [])
@@ -173,4 +181,4 @@ def test_a_save_that_fails_leaves_the_one_before_it(run):
 
 def test_checkpoint_of_another_network_is_refused(run):
     with pytest.raises(ValueError, match="does not fit the network"):
-        make_trainee(width=8).load(checkpoint_path(run, 3))
+        make_training_state(width=8).load(checkpoint_path(run, 3))

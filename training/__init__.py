@@ -1,9 +1,10 @@
-"""The program that `accelerate launch training/train.py` starts."""
+"""The training program, started by `accelerate launch training/train.py`."""
 
 import os
 
-# Before torch is loaded: DDP's advice to turn off what holds its buckets still (see launch.py).
+# Set before torch is imported, to silence DDP's advice against find_unused_parameters, which keeps
+# its buckets fixed (see distributed/accelerator.py).
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-# Before torch is loaded, too: it notes who started this process.
+# Imported before torch: it records the process that started this one.
 from training.distributed import interrupt as interrupt

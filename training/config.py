@@ -1,4 +1,4 @@
-"""The settings of a training run; every field is a flag, its docstring is the flag's help.
+"""The settings of a training run; each field is a flag, and its docstring is the flag's help.
 
 The defaults are the recipe of Ho et al. 2020 for CIFAR-10.
 """
@@ -16,54 +16,54 @@ class ModelConfig:
     preset: str = "cifar10"
     """A network of ddpm_sa.models.presets, initialised as the paper does."""
     init_from: str | None = None
-    """Fine-tune: this model folder or hub repository gives network and weights, not `preset`."""
+    """Fine-tune the network of this model folder or Hub repository, instead of `preset`."""
     attention_resolutions: list[int] | None = None
-    """Attention where the grid has these heights, e.g. [16]. None: where the preset has it."""
+    """Use attention where the feature map has these heights, e.g. [16]. None: as in the preset."""
     dropout: float | None = None
-    """Dropout in the residual blocks. None: the preset's."""
+    """Dropout in the residual blocks. None: as in the preset."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     unet: dict[str, Any] = field(default_factory=dict)
-    """Any argument of UNet, over the preset's: {block_out_channels: [64, 128]}."""
+    """Arguments of UNet that override the preset's: {block_out_channels: [64, 128]}."""
 
     def __post_init__(self) -> None:
         taken = {"in_channels", "out_channels", "sample_size", "num_class_embeds"} & set(self.unet)
         require(not taken, f"model.unet sets {sorted(taken)}, which follow from the data")
         require(
             self.init_from is None or self.attention_resolutions is None,
-            f"model.attention_resolutions={self.attention_resolutions} cannot be chosen with "
-            f"model.init_from={self.init_from}, which brings its own",
+            f"model.attention_resolutions={self.attention_resolutions} cannot be used with "
+            f"model.init_from={self.init_from}, whose attention layers are fixed",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is learned."""
+    """The training objective."""
 
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
-    """What the network's output means: the noise, the image, or the velocity a eps - s x_0."""
+    """What the network predicts: the noise, the image, or the velocity a eps - s x_0."""
     weighting: Literal["uniform", "min_snr", "p2"] = "uniform"
     """Weight of each timestep's squared error: 1, min-SNR (Hang et al. 2023, gamma = 5), or P2
     (Choi et al. 2022, k = 1, gamma = 1)."""
     timestep_sampling: Literal["uniform", "stratified"] = "uniform"
     """Timesteps of a batch: independent, or one from each of batch_size equal parts of 0..T-1."""
     learned_variance: bool = False
-    """Learn the variance of the reverse step too, by the hybrid loss (Nichol & Dhariwal 2021): for
-    likelihoods, and for `ddpm` sampling in few steps."""
+    """Also learn the variance of the reverse step by the hybrid loss (Nichol & Dhariwal 2021), for
+    better likelihoods and `ddpm` sampling in few steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How noise grows with t."""
+    """The noise schedule."""
 
     kind: Literal["linear", "cosine", "quadratic"] = "linear"
     """linear (Ho et al. 2020), cosine (Nichol & Dhariwal 2021), or linear in sqrt(beta)."""
     num_timesteps: int = 1000
-    """T."""
+    """Number of timesteps T."""
     beta_start: float = 1e-4
-    """beta of t = 0; the cosine schedule has none."""
+    """beta at t = 0; not used by the cosine schedule."""
     beta_end: float = 0.02
-    """beta of t = T - 1; the cosine schedule has none."""
+    """beta at t = T - 1; not used by the cosine schedule."""
 
     def __post_init__(self) -> None:
         require(
@@ -79,22 +79,22 @@ class OptimConfig:
     """Adam (Kingma & Ba 2015) or Muon (Jordan et al. 2024), with linear warm-up and clipping."""
 
     optimizer: Literal["adam", "muon"] = "adam"
-    """muon: hidden layers' weights move by their momentum made orthogonal, the rest by Adam; it
-    learns more from each image, and takes time per update that a large batch makes up for."""
+    """muon: orthogonalised momentum for hidden weight matrices, AdamW for the rest. Learns more per
+    image; the extra cost per update matters less with large batches."""
     lr: float = 2e-4
     """Learning rate after the warm-up."""
     warmup_steps: int = 5000
-    """Update k (from 0) uses lr * min(k / warmup_steps, 1), as the paper's code: the first is 0."""
+    """Update k (from 0) uses lr * min(k / warmup_steps, 1), as in the paper's code: 0 first."""
     decay_steps: int | None = None
-    """After the warm-up lr falls linearly, to 0 at this update. None: it stays, as in the paper."""
+    """After the warm-up lr falls linearly to 0 at this update. None: constant, as in the paper."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running means of the gradient and of its square."""
+    """Decay rates of the running means of the gradient and of its square."""
     eps: float = 1e-8
-    """Added to the root of the second mean."""
+    """Added to the square root of the second mean, for numerical stability."""
     weight_decay: float = 0.0
-    """Pull of the weights to 0, decoupled from the gradient (AdamW) where it is not 0."""
+    """Decoupled weight decay, as in AdamW."""
     grad_clip: float | None = 1.0
-    """Largest norm of the gradient of the whole batch. None: no limit."""
+    """Maximum norm of the batch's gradient. None: no clipping."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optim.lr={self.lr} must be above 0")
@@ -112,16 +112,16 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EMAConfig:
-    """The moving average of the weights, which is what is sampled and kept."""
+    """Exponential moving average of the weights, which samples and the saved model use."""
 
     decay: float = 0.9999
-    """Share of the average that each update keeps."""
+    """Decay rate of the average."""
     warmup: bool = False
-    """Keep min(decay, (1 + k) / (10 + k)) at update k: short runs forget their start sooner."""
+    """Use min(decay, (1 + k) / (10 + k)) at update k, so that short runs forget their start."""
     more: list[float] = field(default_factory=list)
-    """Further decays, e.g. [0.999, 0.99]: each average is kept too, as model-ema-0.999/."""
+    """Further decay rates, e.g. [0.999, 0.99]; each average is saved too, as model-ema-0.999/."""
     keep_raw: bool = False
-    """Keep the weights as they were trained too, not averaged, as model-raw/."""
+    """Also save the weights without averaging, as model-raw/."""
 
     def __post_init__(self) -> None:
         require(0 <= self.decay < 1, f"ema.decay={self.decay} must be in [0, 1)")
@@ -149,49 +149,49 @@ class TrainConfig:
     steps: int = 800_000
     """Optimiser updates."""
     batch_size: int = 128
-    """Images of one update, over all processes and accumulation."""
+    """Images per update, over all processes and accumulation steps."""
     micro_batch_size: int | None = None
-    """Images a process evaluates at once. None: its whole share of the batch. Accumulation
-    follows: batch_size / (processes * micro_batch_size)."""
+    """Images that a process evaluates at once. None: its whole share of the batch. The number of
+    accumulation steps is batch_size / (processes * micro_batch_size)."""
     seed: int = 0
-    """Every draw is a function of it, of the step and of the position in the batch."""
+    """All random numbers are functions of the seed, the step and the position in the batch."""
     save_every: int = 5000
     """Updates between checkpoints."""
     sample_every: int = 5000
     """Updates between sample grids; 0: none."""
     validate_every: int = 5000
-    """Updates between losses on the images that data.validation holds out; 0: none."""
+    """Updates between validations on the images that data.validation holds out; 0: none."""
     log_every: int = 100
-    """Updates that one line of metrics.jsonl averages."""
+    """Updates averaged in one line of metrics.jsonl."""
     num_samples: int = 16
-    """Images of a sample grid."""
+    """Images in a sample grid."""
     num_validation: int = 1000
-    """Losses that a validation averages, of the held-out images in turn, each with a timestep and
-    noise of its own that are the same every time."""
+    """Losses averaged in a validation, over the held-out images in turn; the timestep and noise of
+    each are the same in every validation."""
     sample_steps: int = 25
-    """DDIM steps of a sample grid."""
+    """DDIM steps for a sample grid."""
     resume: str = "never"
-    """`auto`: go on from the newest sound checkpoint in output_dir, if there is one; a checkpoint
-    folder: go on from that; `never`: output_dir must not hold a run."""
+    """`auto`: continue from the newest valid checkpoint in output_dir, if any; a checkpoint folder:
+    continue from it; `never`: output_dir must not hold a run."""
     override: bool = False
-    """Let a resumed run change settings that would make it another run; each change is said."""
+    """Allow a resumed run to change settings that affect its results; each change is reported."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Precision of the network's arithmetic. auto: bf16 where the device is fast at it."""
+    """Precision of the network's arithmetic. auto: bf16 if the hardware supports it."""
     compile: bool = False
-    """torch.compile the network: minutes at the start, for a faster long run on a GPU."""
+    """torch.compile the network: takes minutes at the start, speeds up long runs on a GPU."""
     sharding: Literal["none", "fsdp"] = "none"
-    """fsdp: each process keeps a part of weights, averages and optimiser, for networks that outgrow
-    one GPU. none: each keeps them whole."""
+    """fsdp: shard weights, averages and optimiser state over the processes, if the network does not
+    fit on one GPU. none: replicate them."""
     time_limit: float | None = None
-    """Minutes after which the run ends as if its steps were done."""
+    """Minutes after which the run ends as if all steps were done."""
     keep_checkpoints: int = 2
-    """Newest whole checkpoints kept; older ones are removed."""
+    """Number of newest valid checkpoints to keep; older ones are removed."""
     keep_every: int | None = None
-    """Of the older ones, those of a step that this divides are kept too. None: none."""
+    """Also keep older checkpoints whose step is a multiple of this. None: keep none of them."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """A loss or gradient that is not finite ends the run, or its update is left out and counted."""
+    """If a loss or gradient is not finite: end the run, or skip the update and count it."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
-    """Where curves and sample grids go, besides metrics.jsonl and samples/."""
+    """Where to log curves and sample grids, besides metrics.jsonl and samples/."""
 
     def __post_init__(self) -> None:
         counts = {
@@ -210,17 +210,17 @@ class TrainConfig:
             self.keep_every is None
             or (self.keep_every >= 1 and self.keep_every % self.save_every == 0),
             f"keep_every={self.keep_every} must be a multiple of save_every={self.save_every}, "
-            "or null: only what is saved can be kept",
+            "or null, since only saved checkpoints can be kept",
         )
-        with_shards = {
+        unsupported_with_fsdp = {
             "optim.optimizer": (self.optim.optimizer, "muon", "adam"),
             "compile": (self.compile, True, False),
             "mixed_precision": (self.mixed_precision, "fp16", "bf16"),
         }
-        for name, (value, impossible, way_out) in with_shards.items():
+        for name, (value, refused, alternative) in unsupported_with_fsdp.items():
             require(
-                self.sharding == "none" or value != impossible,
-                f"sharding={self.sharding} cannot be had with {name}={value}; use {way_out}",
+                self.sharding == "none" or value != refused,
+                f"sharding={self.sharding} does not support {name}={value}; use {alternative}",
             )
         require(self.seed >= 0, f"seed={self.seed} must be 0 or more")
         for name in ("sample_every", "validate_every"):

@@ -1,8 +1,8 @@
-"""What is drawn at random for a step of training, as a function of (seed, step, position).
+"""Random numbers of a training step, as functions of (seed, step, position in the batch).
 
-Every process derives the draw of the whole batch, which costs microseconds, and takes its slice;
-only the noise, which is large, is made for the slice alone. So any number of processes and any
-accumulation see the same numbers, and a resumed run needs no saved random state.
+Every process derives the draw of the global batch, which takes microseconds, and slices it; only
+the noise, which is large, is made for the slice. So the numbers do not depend on the number of
+processes or accumulation steps, and resuming needs no saved random state.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from training.config import TrainConfig
 
 @dataclass(frozen=True)
 class Layout:
-    """Who evaluates which positions of the global batch, and when."""
+    """How the global batch is split over processes and micro-batches."""
 
     batch_size: int
     processes: int = 1
     process: int = 0
     micro_batch_size: int | None = None
-    """Images evaluated at once; None is a process's whole share."""
+    """Images evaluated at once; None: a process's whole share of the batch."""
 
     def __post_init__(self) -> None:
         micro = self.micro_batch_size or 1
@@ -39,37 +39,37 @@ class Layout:
 
     @property
     def share(self) -> int:
-        """Images of a batch that one process evaluates."""
+        """Images per process and batch."""
         return self.batch_size // self.processes
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches that one process evaluates for one update."""
+        """Micro-batches per process and update."""
         return self.share // (self.micro_batch_size or self.share)
 
     @property
     def micro(self) -> int:
-        """Images that one process evaluates at once."""
+        """Images per micro-batch."""
         return self.share // self.accumulation
 
     def spans(self) -> list[slice]:
-        """This process's positions in the global batch, a slice for each micro-batch."""
+        """This process's positions in the global batch, as one slice per micro-batch."""
         first, last = self.process * self.share, (self.process + 1) * self.share
         return [slice(start, start + self.micro) for start in range(first, last, self.micro)]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The random numbers of some positions of one step's batch.
+    """The random numbers of some positions in the batch of one step.
 
     Attributes:
-        seed, step: Where in the run; step counts updates from 0.
+        seed, step: Seed of the run, and update, counted from 0.
         positions: Positions in the global batch, (B,) int64.
-        indices: Which image of the data set, (B,) int64.
-        flips: Whether it is mirrored, (B,) bool.
-        t: Its timestep, (B,) int64.
-        drops: Whether its label is withheld, (B,) bool.
-        purpose: What its noise is for; purposes share none.
+        indices: Indices of the images in the dataset, (B,) int64.
+        flips: Whether each image is mirrored, (B,) bool.
+        t: Timesteps, (B,) int64.
+        drops: Whether each label is dropped, (B,) bool.
+        purpose: Name of the noise stream; different purposes have independent noise.
     """
 
     seed: int
@@ -82,18 +82,18 @@ class Draw:
     purpose: str = "training noise"
 
     def __getitem__(self, span: slice | np.ndarray) -> "Draw":
-        """The same numbers, of these positions alone."""
+        """The same numbers, for these positions only."""
         parts = (self.positions, self.indices, self.flips, self.t, self.drops)
         return Draw(self.seed, self.step, *(part[span] for part in parts), purpose=self.purpose)
 
     def noise(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal noise of these positions, (B, *shape), float32, on the CPU."""
+        """Standard normal noise for these positions, (B, *shape), float32, on the CPU."""
         return standard_normal(shape, self.seed, self.purpose, self.positions.tolist(), self.step)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """The draw of every step of a run: `draws(step)`, of the whole batch."""
+    """The draws of a run: `draws(step)` is the draw of the global batch of that step."""
 
     seed: int
     batch_size: int
@@ -103,11 +103,11 @@ class Draws:
     timestep_sampling: Literal["uniform", "stratified"] = "uniform"
     label_dropout: float = 0.0
     in_order: bool = False
-    """Image p of the run is number p: its source has shuffled them."""
+    """Use the images in the order of the source, which has shuffled them."""
 
     @classmethod
-    def of(cls, config: TrainConfig, num_images: int) -> "Draws":
-        """The draws of a run on so many images."""
+    def from_config(cls, config: TrainConfig, num_images: int) -> "Draws":
+        """The draws of a run with this configuration and number of images."""
         return cls(
             seed=config.seed,
             batch_size=config.batch_size,
@@ -120,27 +120,27 @@ class Draws:
         )
 
     def __call__(self, step: int) -> Draw:
-        """The draw of update number `step`, counted from 0."""
+        """The draw of update `step`, counted from 0."""
         return Draw(
             seed=self.seed,
             step=step,
             positions=np.arange(self.batch_size),
             indices=self._indices(step),
-            flips=self._below("flips", step, 0.5 if self.flip else 0.0),
+            flips=self._bernoulli("flips", step, 0.5 if self.flip else 0.0),
             t=self._timesteps(step),
-            drops=self._below("label drops", step, self.label_dropout),
+            drops=self._bernoulli("label drops", step, self.label_dropout),
         )
 
     def _indices(self, step: int) -> np.ndarray:
-        """Each epoch is a permutation of its own; a batch may end one epoch and begin the next."""
+        """Each epoch has its own permutation; a batch may span two epochs."""
         shown = step * self.batch_size + np.arange(self.batch_size)
         if self.in_order:
             return shown
         epochs, places = np.divmod(shown, self.num_images)
         indices = np.empty(self.batch_size, dtype=np.int64)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            indices[here] = permutation(self.seed, int(epoch), self.num_images)[places[here]]
+            now = epochs == epoch
+            indices[now] = permutation(self.seed, int(epoch), self.num_images)[places[now]]
         return indices
 
     def _timesteps(self, step: int) -> np.ndarray:
@@ -148,20 +148,20 @@ class Draws:
         if self.timestep_sampling == "uniform":
             return random.integers(self.num_timesteps, size=self.batch_size)
         # One uniform draw from each of batch_size equal parts of [0, T), in shuffled order, so
-        # that each position alone is still uniform, and so is what each process gets.
+        # that each position, and each process's share, is still uniform.
         parts = random.permutation(self.batch_size) + random.random(self.batch_size)
         t = (parts * (self.num_timesteps / self.batch_size)).astype(np.int64)
         return np.minimum(t, self.num_timesteps - 1)  # B - 1 + u may round up to B
 
-    def _below(self, purpose: str, step: int, probability: float) -> np.ndarray:
+    def _bernoulli(self, purpose: str, step: int, probability: float) -> np.ndarray:
         return stream(self.seed, purpose, step).random(self.batch_size) < probability
 
 
 def validation_draw(seed: int, num_images: int, count: int, num_timesteps: int) -> Draw:
-    """The same numbers at every validation: number i has its own image, timestep and noise.
+    """The draw of every validation: item i always has the same image, timestep and noise.
 
-    The images are gone through in an order of their own, and again if `count` is larger. The
-    timesteps step through [0, T) by the golden section, which spreads any stretch of them evenly.
+    The images come in a fixed random order, and repeat if `count` is larger. The timesteps advance
+    through [0, T) by the golden ratio, so that any run of them is spread evenly.
     """
     positions = np.arange(count)
     order = stream(seed, "validation images").permutation(num_images)
@@ -186,5 +186,5 @@ def permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
 
 
 def seed_dropout(seed: int, step: int, process: int) -> None:
-    """Seed torch's generators for this step and process: dropout alone draws from them."""
+    """Seed torch's generators for this step and process; only dropout draws from them."""
     torch.manual_seed(int(stream(seed, "dropout", step, process).integers(2**63)))

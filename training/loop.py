@@ -1,6 +1,6 @@
 """The training loop: a generator that yields after each update of the weights.
 
-What is done with an update (averaging, logging, saving, sampling) is its caller's business.
+The caller does everything else: averaging, logging, saving and sampling.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ddpm_sa.condition import Condition
 from ddpm_sa.data.dataset import Images, prefetched
 from training.config import OptimConfig, TrainConfig
-from training.distributed.fsdp import whole
+from training.distributed.fsdp import full_tensor
 from training.draws import Draw, Draws, Layout, seed_dropout
 from training.network import memory_format
 
@@ -27,12 +27,12 @@ Loss = Callable[[nn.Module, "MicroBatch"], Tensor]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What the network evaluates at once.
+    """The inputs of one evaluation of the network.
 
     Attributes:
         x_0: Clean images, (B, C, H, W), float32, in [-1, 1].
         eps: Noise, same shape.
-        t: Timesteps, (B,), int64, on the CPU, where the schedule's tables are.
+        t: Timesteps, (B,), int64, on the CPU like the schedule's tables.
         condition: What else the network is told.
     """
 
@@ -42,7 +42,7 @@ class MicroBatch:
     condition: Condition
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """Everything but t on a device, in the memory format that suits it."""
+        """Move everything but t to a device, in its fastest memory format."""
         order = memory_format(device)
         return MicroBatch(
             self.x_0.to(device).contiguous(memory_format=order),
@@ -54,7 +54,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's share of a step: its micro-batches, and the whole batch's draw."""
+    """One process's micro-batches of a step, and the draw of the global batch."""
 
     draw: Draw
     micro_batches: list[MicroBatch]
@@ -65,14 +65,14 @@ class Progress:
     """One finished update.
 
     Attributes:
-        step: Updates done since the run's start, this one included.
+        step: Updates since the start of the run, this one included.
         loss: Mean over the global batch.
-        losses, t: Each image's, in the batch's order, (B,), and its timestep.
-        lr: Learning rate that this update used.
-        grad_norm: Norm of the batch's gradient before clipping.
-        seconds: Time it took, waiting for data included, the caller's own work not.
-        stop: Whether some process was asked to stop; all processes agree.
-        skipped: Why the update was left out, or None.
+        losses, t: Loss and timestep of each image of the global batch, (B,).
+        lr: Learning rate of this update.
+        grad_norm: Norm of the gradient before clipping.
+        seconds: Duration, including the wait for data but not the work of the caller.
+        stop: Whether any process was asked to stop; the same on all processes.
+        skipped: Why the update was skipped, or None.
     """
 
     step: int
@@ -87,7 +87,7 @@ class Progress:
 
 
 def micro_batch(images: Images, draw: Draw) -> MicroBatch:
-    """The images of a draw, with its noise and condition."""
+    """Load the images of a draw, with its noise and condition."""
     x_0 = images.tensors(draw.indices, draw.flips)
     condition = images.condition(draw.indices, draw.drops)
     return MicroBatch(x_0, draw.noise(x_0.shape[1:]), torch.from_numpy(draw.t), condition)
@@ -96,22 +96,22 @@ def micro_batch(images: Images, draw: Draw) -> MicroBatch:
 def make_batches(
     config: TrainConfig, images: Images, layout: Layout, start: int
 ) -> Iterator[Batch]:
-    """This process's share of every update from `start` on, each made while the last is used."""
-    make = partial(make_batch, images, Draws.of(config, images.length), layout)
+    """This process's batches from update `start` on; each is prefetched during the one before."""
+    make = partial(make_batch, images, Draws.from_config(config, images.length), layout)
     return prefetched(make, range(start, config.steps))
 
 
 def make_batch(images: Images, draws: Draws, layout: Layout, step: int) -> Batch:
-    """This process's share of update number `step`, counted from 0."""
+    """This process's batch for update `step`, counted from 0."""
     draw = draws(step)
     return Batch(draw, [micro_batch(images, draw[span]) for span in layout.spans()])
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
-    """lr · min(step / warmup_steps, 1), as the paper's code, times the decay where there is one.
+    """lr · min(step / warmup_steps, 1), as in the paper's code, times the decay, if any.
 
-    step counts updates from 0. The decay falls linearly from 1 after the warm-up to 0 at
-    decay_steps, and stays there.
+    `step` counts updates from 0. The decay factor falls linearly from 1 after the warm-up to 0 at
+    decay_steps, and stays 0.
     """
     factor = min(step / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
     if config.decay_steps is not None:
@@ -124,27 +124,27 @@ def train_steps(
     accelerator: Accelerator,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss_of: Loss,
+    loss_fn: Loss,
     batches: Iterable[Batch],
     lr_at: Callable[[int], float],
     grad_clip: float | None = None,
-    stop_asked: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[], bool] = lambda: False,
     on_nonfinite: Literal["stop", "skip"] = "stop",
 ) -> Iterator[Progress]:
-    """Train on each batch in turn; yield after each update.
+    """Train on each batch, yielding after each update.
 
     Args:
         accelerator, network, optimizer: As `accelerator.prepare` returned them.
-        loss_of: Loss of each image of a micro-batch, (B,).
-        batches: One for each update; the accumulation follows from their micro-batches.
-        lr_at: Learning rate of an update, counted from 0.
-        grad_clip: Largest norm of the gradient; None: no limit.
-        stop_asked: Whether this process wants to stop.
-        on_nonfinite: What a loss or gradient that is not finite does. Either way the weights and
-            the optimiser stay as they are.
+        loss_fn: Computes the loss of each image of a micro-batch, (B,).
+        batches: One batch per update; each has a micro-batch per accumulation step.
+        lr_at: Learning rate as a function of the update, counted from 0.
+        grad_clip: Maximum norm of the gradient; None: no clipping.
+        stop_requested: Whether this process was asked to stop.
+        on_nonfinite: Whether to stop or to skip the update if the loss or gradient is not finite.
+            In both cases weights and optimiser state are unchanged.
 
     Raises:
-        ValueError: If the loss or the gradient is not finite, and that stops.
+        ValueError: If the loss or the gradient is not finite and on_nonfinite is "stop".
     """
     parameters = list(network.parameters())
     began = time.perf_counter()
@@ -158,19 +158,21 @@ def train_steps(
         losses = []
         for micro_batch in batch.micro_batches:
             with accelerator.accumulate(network):
-                loss = loss_of(network, micro_batch.to(accelerator.device))
+                loss = loss_fn(network, micro_batch.to(accelerator.device))
                 accelerator.backward(loss.mean())
             losses.append(loss.detach())
         grad_norm = accelerator.clip_grad_norm_(parameters, grad_clip or float("inf"))
-        all_losses, norm, stop = _agree(accelerator, torch.cat(losses), grad_norm, stop_asked())
+        all_losses, norm, stop = _synchronise(
+            accelerator, torch.cat(losses), grad_norm, stop_requested()
+        )
         scaled = accelerator.scaler is not None
-        fault = _not_finite(batch.draw, all_losses, norm, scaled)
+        fault = _describe_nonfinite(batch.draw, all_losses, norm, scaled)
         if fault is not None and on_nonfinite == "stop":
             raise ValueError(
-                f"{fault}; the weights were not touched. Go on from the last checkpoint with "
+                f"{fault}; the weights are unchanged. Continue from the last checkpoint with "
                 "--resume auto --on_nonfinite skip, or with a lower optim.lr and --override true"
             )
-        if fault is None or scaled:  # the scaler leaves the update out by itself, and must know
+        if fault is None or scaled:  # the scaler skips the update by itself, and adapts
             optimizer.step()
         optimizer.zero_grad()
 
@@ -189,26 +191,27 @@ def train_steps(
         began = time.perf_counter()
 
 
-def _agree(
+def _synchronise(
     accelerator: Accelerator, losses: Tensor, grad_norm: Tensor | None, stop: bool
 ) -> tuple[Tensor, float, bool]:
-    """All images' losses in the batch's order (float64, CPU), the norm, whether anyone stops.
+    """Gather the losses in batch order (float64, CPU), the norm, and whether any process stops.
 
-    One exchange and one transfer, since each makes the device wait.
+    All in one exchange and one transfer, since each makes the device wait.
     """
     assert grad_norm is not None
-    mine = torch.cat([losses, whole(grad_norm).reshape(1), losses.new_tensor([float(stop)])])
+    mine = torch.cat([losses, full_tensor(grad_norm).reshape(1), losses.new_tensor([float(stop)])])
     gathered = accelerator.gather(mine)
     assert isinstance(gathered, Tensor)
     gathered = gathered.reshape(accelerator.num_processes, -1).double().cpu()
-    # The reduced gradient, and so its norm, is the same everywhere.
+    # The reduced gradient, and so its norm, is the same on all processes.
     return gathered[:, :-2].flatten(), gathered[0, -2].item(), bool(gathered[:, -1].any())
 
 
-def _not_finite(draw: Draw, losses: Tensor, grad_norm: float, scaled: bool) -> str | None:
-    """What is not finite, of which step and timesteps, or None.
+def _describe_nonfinite(draw: Draw, losses: Tensor, grad_norm: float, scaled: bool) -> str | None:
+    """Describe the non-finite value with its step and timesteps, or return None.
 
-    With fp16's loss scaling an infinite gradient is a sign to lower the scale, and skips itself.
+    With fp16 loss scaling an infinite gradient is expected: the scaler skips it and lowers the
+    scale.
     """
     finite = losses.isfinite().numpy()
     if finite.all() and (scaled or math.isfinite(grad_norm)):

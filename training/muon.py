@@ -1,9 +1,9 @@
-"""Muon: matrices move by their momentum made orthogonal, everything else by AdamW.
+"""Muon: orthogonalised momentum for weight matrices, AdamW for everything else.
 
-Keller Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the step's
-size is Liu et al. 2025's ("Muon is scalable for LLM training"), so that AdamW's lr serves both.
-torch.optim.Muon takes two-dimensional weights alone, and one at a time: a U-Net's are convolutions,
-of few shapes, which are made orthogonal together.
+Keller Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the step
+size is that of Liu et al. 2025 ("Muon is scalable for LLM training"), so AdamW's lr suits both.
+torch.optim.Muon takes only two-dimensional weights, one at a time; a U-Net has convolutions of few
+shapes, which are orthogonalised together.
 """
 
 from collections import defaultdict
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 A, B, C = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
 MOMENTUM = 0.95
-# Share of a network's ends, which see pixels: their weights are no hidden layer's.
+# Prefixes of the input and output layers, which are not hidden.
 ENDS = ("conv_in.", "conv_out.", "class_embedding.")
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for the weights of hidden layers, AdamW for biases, norms and the network's ends.
+    """Muon for hidden weights; AdamW for biases, norms, and the input and output layers.
 
     Args:
-        network: Whose parameters, named as UNet names them.
+        network: The network, whose parameters are named as in UNet.
         lr: Learning rate of both.
-        betas, eps: AdamW's.
-        weight_decay: Of both, decoupled.
+        betas, eps: For AdamW.
+        weight_decay: Decoupled weight decay of both.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient; AdamW passes over those that have none."""
+        """Update every parameter that has a gradient; AdamW skips those without one."""
         assert closure is None
         group = next(group for group in self.param_groups if group["muon"])
         taken = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -63,7 +63,7 @@ class Muon(torch.optim.AdamW):
 
     def _move(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
         """Update weights that are matrices of one shape, outputs x (inputs of a pixel's output)."""
-        directions = orthogonal(torch.stack([self._momentum(p) for p in parameters]))
+        directions = orthogonalize(torch.stack([self._momentum(p) for p in parameters]))
         # An orthogonal m x n matrix has a root mean square of 1 / sqrt(max(m, n)), AdamW's usual
         # step one of 0.2 to 0.4.
         size = lr * 0.2 * max(directions.shape[1:]) ** 0.5
@@ -72,7 +72,7 @@ class Muon(torch.optim.AdamW):
             parameter.sub_(direction.view(parameter.shape), alpha=size)
 
     def _momentum(self, parameter: nn.Parameter) -> Tensor:
-        """Nesterov's look ahead along the running mean of the gradient, as a matrix."""
+        """Nesterov momentum of the gradient, as a matrix."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
@@ -81,10 +81,10 @@ class Muon(torch.optim.AdamW):
         return parameter.grad.lerp(state["momentum"], MOMENTUM).flatten(1)
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """U S' Vᵀ for each U S Vᵀ, with S' about 1: Newton and Schulz's iteration, quintic.
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Map each U S Vᵀ to U S' Vᵀ with S' near 1, by a quintic Newton-Schulz iteration.
 
-    In float32: for matrices as small as these a CPU is no faster in bfloat16.
+    In float32, since a CPU is not faster in bfloat16 for such small matrices.
 
     Args:
         matrices: (N, m, n), float32.

@@ -1,4 +1,4 @@
-"""The network of a run: a preset made anew, or saved weights to go on from."""
+"""Build the network of a run: a new one from a preset, or a saved one to fine-tune."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,13 +17,13 @@ from training.config import ModelConfig
 def build_network(
     config: ModelConfig, images: Images, seed: int, learned_variance: bool = False
 ) -> UNet:
-    """Make the network that fits these images.
+    """Build the network for these images.
 
     Args:
-        config: Which one.
-        images: Give the channels, the size and the number of labels.
-        seed: Of the initial weights, where they are not loaded.
-        learned_variance: Whether it has a second output for each channel.
+        config: Settings of the network.
+        images: The dataset, which gives channels, size and number of labels.
+        seed: Seed of the initial weights, unless they are loaded.
+        learned_variance: Whether to add a second output for each channel.
 
     Raises:
         ValueError: If the settings contradict each other, or saved weights do not fit the data.
@@ -45,30 +45,16 @@ def build_network(
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """In which order an image's numbers lie in memory.
+    """The fastest memory format of images on a device.
 
-    channels_last is what tensor cores want. On a CPU torch's GroupNorm is several times slower in
-    that order, and less exact: it takes E[x²] - E[x]² for the variance (benchmarks/network.py).
+    Tensor cores prefer channels_last. On a CPU torch's GroupNorm is several times slower in it,
+    and less accurate: it computes E[x²] - E[x]² for the variance (benchmarks/network.py).
     """
     return torch.contiguous_format if device.type == "cpu" else torch.channels_last
 
 
-def attention_layers(network: UNet) -> list[str]:
-    """Where attention sits, such as ["down 16x16", "mid 4x4", "up 16x16"]."""
-    config: dict[str, Any] = network.config
-    height, width = sides(config["sample_size"])
-    levels = range(len(config["down_block_types"]))
-    grids = [f"{height >> level}x{width >> level}" for level in levels]
-    down = zip(config["down_block_types"], grids, strict=True)
-    up = zip(config["up_block_types"], grids[::-1], strict=True)
-    places = [f"down {grid}" for kind, grid in down if "Attn" in kind]
-    if config["mid_block_type"] is not None and config["add_attention"]:
-        places.append(f"mid {grids[-1]}")
-    return places + [f"up {grid}" for kind, grid in up if "Attn" in kind]
-
-
-def sides(sample_size: int | Sequence[int]) -> tuple[int, int]:
-    """A network's sample_size, one number if it is square, as (height, width)."""
+def height_and_width(sample_size: int | Sequence[int]) -> tuple[int, int]:
+    """Convert sample_size, an integer for square images, to (height, width)."""
     if isinstance(sample_size, int):
         return sample_size, sample_size
     height, width = sample_size
@@ -85,11 +71,11 @@ def _new_network(config: ModelConfig, height: int, fixed: dict[str, Any], seed: 
     if config.dropout is not None:
         arguments["dropout"] = config.dropout
     arguments |= fixed
-    # The paper's initialisation, below, leaves the class embedding as torch makes it here.
+    # paper_init_() below does not change the class embedding, which torch initialises here.
     torch.manual_seed(int(stream(seed, "class embedding").integers(2**63)))
     try:
         network = UNet(**arguments)
-    except TypeError as error:  # a name in model.unet that UNet does not have
+    except TypeError as error:  # model.unet has a name that is not an argument of UNet
         raise ValueError(f"model.unet={config.unet}: {error}") from error
     torch.manual_seed(seed)
     return network.paper_init_()
@@ -101,14 +87,14 @@ def _saved_network(folder_or_repo: str, config: ModelConfig, fixed: dict[str, An
         if network.config[name] != needed:
             raise ValueError(
                 f"the network in model.init_from={folder_or_repo} has {name}="
-                f"{network.config[name]}, these data need {needed}; choose data.channels, "
+                f"{network.config[name]}, these data need {needed}; change data.channels, "
                 "data.class_conditional, data.num_classes, objective.learned_variance or other "
                 "weights"
             )
     if config.unet:
         raise ValueError(
-            f"model.unet={config.unet} cannot be chosen with model.init_from={folder_or_repo}, "
-            "which brings its own"
+            f"model.unet={config.unet} cannot be used with model.init_from={folder_or_repo}, "
+            "whose network is fixed"
         )
     if config.dropout is not None:
         network.register_to_config(dropout=config.dropout)

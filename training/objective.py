@@ -1,4 +1,4 @@
-"""What a run minimises, with what, under which schedule: diffusers' and torch's objects for it."""
+"""Scheduler, loss and optimiser of a run, and the network prepared for training."""
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +23,7 @@ BETA_SCHEDULE = {"linear": "linear", "cosine": "squaredcos_cap_v2", "quadratic":
 
 
 def make_scheduler(config: TrainConfig) -> DDPMScheduler:
-    """The scheduler that describes the training: the preset's, under the config's schedule."""
+    """Make the scheduler: the preset's, with the noise schedule of the configuration."""
     settings = preset(config.model.preset).scheduler
     if config.objective.learned_variance:
         settings = settings | {"variance_type": "learned_range"}
@@ -39,33 +39,33 @@ def make_scheduler(config: TrainConfig) -> DDPMScheduler:
     )
 
 
-def fine_tuning_notes(config: TrainConfig) -> list[str]:
-    """What is odd about going on from the weights of `model.init_from` under these settings."""
+def fine_tuning_warnings(config: TrainConfig) -> list[str]:
+    """Warn if the model of `model.init_from` was trained with another schedule or target."""
     if config.model.init_from is None:
         return []
     try:
         before = load_scheduler(local_folder(config.model.init_from)).config
-    except ValueError:  # weights without a scheduler do not say how they were trained
+    except ValueError:  # without a scheduler, nothing to compare
         return []
     now = make_scheduler(config).config
     return [
-        f"warning     {config.model.init_from} was trained with {name}={before[name]}, this run "
-        f"has {now[name]}"
+        f"warning     {config.model.init_from} was trained with {name}={before[name]}, but this "
+        f"run uses {now[name]}"
         for name in ("prediction_type", "beta_schedule", "beta_end", "num_train_timesteps")
         if before.get(name) != now[name]
     ]
 
 
 def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig, image_format: ImageFormat) -> Loss:
-    """The loss of each image of a micro-batch.
+    """Make the function that computes the loss of each image of a micro-batch.
 
     Raises:
-        ValueError: If there is none for such a schedule, or for such images.
+        ValueError: If the loss is not defined for this schedule or these images.
     """
     if config.learned_variance and image_format.bit_depth == 32:
         raise ValueError(
-            "objective.learned_variance is trained by the likelihood of pixels that are whole "
-            "numbers, and these are floats; leave it false, or save them with 16 bits"
+            "objective.learned_variance needs integer pixel values for its likelihood, but these "
+            "are floats; set it to false, or save the images with 16 bits"
         )
     low, high = image_format.value_range
     levels = round(high - low) + 1
@@ -73,7 +73,7 @@ def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig, image_format: I
     meaning = prediction(config.prediction_type)
     weights = timestep_weights(schedule, meaning, config.weighting)
 
-    def loss_of(network: nn.Module, batch: MicroBatch) -> Tensor:
+    def loss_fn(network: nn.Module, batch: MicroBatch) -> Tensor:
         return denoising_loss(
             network,
             schedule,
@@ -87,11 +87,11 @@ def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig, image_format: I
             levels=levels,
         )
 
-    return loss_of
+    return loss_fn
 
 
 def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Adam, with AdamW's weight decay where there is any, or Muon."""
+    """Make AdamW, which is Adam without weight decay, or Muon."""
     if config.optimizer == "muon":
         return Muon(network, config.lr, config.betas, config.eps, config.weight_decay)
     return torch.optim.AdamW(
@@ -107,10 +107,10 @@ def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optim
 def prepare(
     accelerator: Accelerator, network: UNet, config: TrainConfig
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The network as the loop trains it, on its device and over all processes; its optimiser."""
+    """Prepare network and optimiser for training: device, processes, compilation."""
     if config.sharding == "fsdp" and accelerator.num_processes > 1:
         shard(network, accelerator)
-        # What else it would do is give each process the whole network.
+        # Evaluation mode, since otherwise accelerate would replicate the network with DDP.
         prepared = accelerator.prepare_model(network, evaluation_mode=True)
         return prepared, accelerator.prepare_optimizer(make_optimizer(network, config.optim))
     network.to(memory_format=memory_format(accelerator.device))  # pyright: ignore[reportCallIssue]

@@ -1,4 +1,4 @@
-"""The settings of a run on disk: written once, and compared when the run goes on."""
+"""Save the settings of a run, and compare them when the run is resumed."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,8 +9,8 @@ import yaml
 from ddpm_sa.atomic_files import write_atomically
 from training.config import TrainConfig
 
-# What a resumed run may change: how long, how often and where it is looked at and kept, and how
-# its numbers are spread over machines; nothing that changes which numbers it computes.
+# Settings that a resumed run may change: duration, logging, saving, evaluation and the split over
+# machines; nothing that changes the numbers that it computes.
 MAY_CHANGE_ON_RESUME = frozenset(
     {
         "output_dir",
@@ -41,14 +41,14 @@ MAY_CHANGE_ON_RESUME = frozenset(
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Write a configuration as the YAML that `--config` reads, and that repeats the run."""
-    anew = replace(config, resume="never", override=False)
+    """Write a configuration as a YAML file, which `--config` reads to repeat the run."""
+    fresh = replace(config, resume="never", override=False)
     with write_atomically(path) as partial:
-        partial.write_text(yaml.safe_dump(to_plain(anew), sort_keys=False), encoding="utf-8")
+        partial.write_text(yaml.safe_dump(to_plain(fresh), sort_keys=False), encoding="utf-8")
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:
-    """A configuration as dicts, lists, strings and numbers."""
+    """Convert a configuration to dicts, lists, strings and numbers."""
 
     def without_tuples(items: list[tuple[str, Any]]) -> dict[str, Any]:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
@@ -57,18 +57,18 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
 
 
 def check_same_run(saved: dict[str, Any], now: dict[str, Any], override: bool) -> list[str]:
-    """Refuse to go on with a run under settings that would make it another run.
+    """Refuse to resume a run with settings that would change its results.
 
     Args:
-        saved: `to_plain` of the settings that the checkpoint was made with, and what else counts.
-        now: The same, as it is now.
-        override: Go on nevertheless.
+        saved: `run_identity` of the checkpoint.
+        now: `run_identity` of this run.
+        override: Resume anyway.
 
     Returns:
-        With `override`, what is to be said of each field that differs and should not.
+        With `override`, a line to print for each field that differs.
 
     Raises:
-        ValueError: Without it, naming each of these fields with both values.
+        ValueError: Without `override`, naming each field that differs with both values.
     """
     before, after = _flatten(saved), _flatten(now)
     different = [
@@ -79,7 +79,7 @@ def check_same_run(saved: dict[str, Any], now: dict[str, Any], override: bool) -
     if different and not override:
         raise ValueError(
             f"cannot resume: {'; '.join(different)}. Keep the settings of the run, start another "
-            "in a new output_dir, or go on nevertheless with --override true"
+            "run in a new output_dir, or resume anyway with --override true"
         )
     return [f"override    {change}" for change in different]
 

@@ -1,6 +1,6 @@
 """Train a U-Net: `accelerate launch training/train.py --config training/configs/mnist.yaml`.
 
---help lists every setting.
+`--help` lists all settings.
 """
 
 import sys
@@ -15,35 +15,35 @@ from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.load import open_images
 from ddpm_sa.distributed import leave
 from training.checkpoint.resume import find_checkpoint
-from training.checkpoint.run_folder import RunFolder, averaged_pipeline
-from training.checkpoint.state import Trainee
+from training.checkpoint.run_folder import RunFolder, make_ema_pipeline
+from training.checkpoint.state import TrainingState
 from training.config import TrainConfig
-from training.distributed.accelerator import make_accelerator, make_layout, settle
+from training.distributed.accelerator import make_accelerator, make_layout, resolve_settings
 from training.distributed.interrupt import StopRequest
 from training.ema import Averages
 from training.loop import learning_rate, make_batches, train_steps
-from training.network import build_network, sides
+from training.network import build_network, height_and_width
 from training.objective import make_loss, make_scheduler, prepare
 from training.reporting.log import RunLog
-from training.reporting.periodic import Watch
-from training.reporting.startup import report
+from training.reporting.periodic import PeriodicEvaluation
+from training.reporting.startup import startup_report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train as the command line says, then leave the process group."""
+    """Train with the settings of the command line, then leave the process group."""
     train(parse(TrainConfig, argv, __doc__))
     leave()
 
 
 def train(config: TrainConfig) -> None:
-    """Train as the configuration says; at the end the model is in output_dir/model.
+    """Train with this configuration; the model is written to output_dir/model at the end.
 
-    Everything a user may have got wrong is found before anything is written.
+    Settings are checked before anything is written.
     """
-    config, layout = settle(config), make_layout(config)
+    config, layout = resolve_settings(config), make_layout(config)
     images = open_images(config.data, config.seed)
     network = build_network(config.model, images, config.seed, config.objective.learned_variance)
-    images = images.padded_to(*sides(network.config["sample_size"]))
+    images = images.padded_to(*height_and_width(network.config["sample_size"]))
     scheduler = make_scheduler(config)
     loss = make_loss(scheduler, config.objective, images.format)
     checkpoint, notes = find_checkpoint(config, images)
@@ -51,29 +51,40 @@ def train(config: TrainConfig) -> None:
     accelerator = make_accelerator(config, layout)
     prepared, optimizer = prepare(accelerator, network, config)
     averages = Averages(network, config.ema)
-    pipeline = averaged_pipeline(network, averages.main, scheduler, images)
-    run = RunFolder(accelerator, config, images, Trainee(network, averages, optimizer))
+    pipeline = make_ema_pipeline(network, averages.main, scheduler, images)
+    run = RunFolder(accelerator, config, images, TrainingState(network, averages, optimizer))
     start, log_state = run.restore(checkpoint)
-    accelerator.print(*notes, report(config, layout, images, network, start), sep="\n")
+    accelerator.print(*notes, startup_report(config, layout, images, network, start), sep="\n")
 
     batches = make_batches(config, images, layout, start)
     log, stop = RunLog(accelerator, config, log_state, start), StopRequest(config.time_limit)
-    watch = Watch(accelerator, config, layout, images, pipeline, averages.main, loss, log)
-    how = (partial(learning_rate, config.optim), config.optim.grad_clip, stop, config.on_nonfinite)
-    steps = train_steps(accelerator, prepared, optimizer, loss, batches, *how)
+    evaluate = PeriodicEvaluation(
+        accelerator, config, layout, images, pipeline, averages.main, loss, log
+    )
+    steps = train_steps(
+        accelerator,
+        prepared,
+        optimizer,
+        loss,
+        batches,
+        lr_at=partial(learning_rate, config.optim),
+        grad_clip=config.optim.grad_clip,
+        stop_requested=stop,
+        on_nonfinite=config.on_nonfinite,
+    )
     with log, stop:
         for progress in steps:
             last = progress.stop or progress.step == config.steps
             if progress.skipped is None:
                 averages.update(progress.step - 1)
             log.update(progress)
-            watch(progress.step)
+            evaluate(progress.step)
             if last or progress.step % config.save_every == 0:
                 run.save(progress.step, log.state())
             if last:
                 break
-        run.finish(pipeline, watch.last())
-    accelerator.print(log.farewell(stop.reason))
+        run.finish(pipeline, evaluate.final_samples())
+    accelerator.print(log.summary(stop.reason))
 
 
 if __name__ == "__main__":

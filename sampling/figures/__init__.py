@@ -1,1 +1,1 @@
-"""Figures, render with matplotlib or Pillow."""
+"""Figures, drawn with matplotlib or Pillow."""

@@ -1,1 +1,1 @@
-"""The run folder and its checkpoints: written, checked, and resumed from."""
+"""The run folder and its checkpoints: saving, validation and resuming."""

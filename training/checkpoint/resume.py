@@ -1,4 +1,4 @@
-"""Whether a run may begin or go on, and from which checkpoint: process 0 decides for all."""
+"""Decide, on process 0, whether a run may start or resume, and from which checkpoint."""
 
 import os
 import socket
@@ -11,11 +11,11 @@ from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.data.dataset import Images
 from training.checkpoint.state import (
     MANIFEST,
-    checkpoints,
-    damage_of,
+    checkpoint_step,
+    find_damage,
+    list_checkpoints,
     load_state,
     newest_checkpoint,
-    step_of,
 )
 from training.config import TrainConfig
 from training.distributed.accelerator import by_process_0
@@ -26,56 +26,56 @@ LAUNCHES = ".launches"
 
 
 def find_checkpoint(config: TrainConfig, images: Images) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, or None, and what is to be said about it and others.
+    """Find the checkpoint to resume from, or None, with notes to print.
 
     Raises:
-        ValueError: If a run is there and `resume` is `never`, if the checkpoint named by `resume`
-            is not sound, if it belongs to a run with other settings or images, or if a process
-            does not see it.
+        ValueError: If output_dir holds a run and `resume` is `never`, or if the checkpoint is
+            damaged, belongs to a run with other settings or images, or is not visible to some
+            process.
     """
     folder, notes = by_process_0(
-        lambda: _decide(config, images), f"output_dir={config.output_dir} cannot be read"
+        lambda: _find_and_check(config, images), f"output_dir={config.output_dir} cannot be read"
     )
     if folder is not None:
-        _seen_everywhere(folder)
+        _check_visible_everywhere(folder)
     return folder, notes
 
 
-def what_counts(config: TrainConfig, images: Images) -> dict[str, Any]:
-    """What makes a run this run and no other: its settings, and what its images turned out to be.
+def run_identity(config: TrainConfig, images: Images) -> dict[str, Any]:
+    """Everything that identifies a run: its settings, and properties of its images.
 
-    The folder that the settings name may hold other images by now.
+    The latter, since the folder in the settings may hold other images than before.
     """
-    found = {
+    properties = {
         "number": images.length,
         "channels": images.format.channels,
         "bit_depth": images.format.bit_depth,
         "value_range": list(images.format.value_range),
         "classes": images.classes,
     }
-    return to_plain(config) | {"images": found}
+    return to_plain(config) | {"images": properties}
 
 
-def set_aside_later(run: Path, step: int) -> list[str]:
-    """Rename the checkpoints after `step`, from which a run that goes back to it departs.
+def set_aside_later_checkpoints(run: Path, step: int) -> list[str]:
+    """Rename the checkpoints after `step` when a run goes back to it.
 
-    Left there, they would be taken for its own when it goes on again.
+    Otherwise the next resume would take them for checkpoints of the new course of the run.
 
     Returns:
-        What is to be said of each.
+        A note to print for each.
     """
     notes = []
-    for folder in checkpoints(run):
-        if step_of(folder) > step:
+    for folder in list_checkpoints(run):
+        if checkpoint_step(folder) > step:
             aside = folder.with_name(folder.name + ".set-aside")
             folder.replace(aside)
-            notes.append(f"set aside   {aside}, which the run has gone back behind")
+            notes.append(f"set aside   {aside}, which is later than the step resumed from")
     return notes
 
 
 def record_launch(run: Path) -> None:
-    """Note which launchers this run belongs to, so that their restarts may go on with it."""
-    launches = gather_object([_launch()])
+    """Record the launchers of this run, so that their restarts may resume it."""
+    launches = gather_object([_launch_id()])
 
     def write() -> None:
         with write_atomically(run / LAUNCHES) as partial:
@@ -84,80 +84,83 @@ def record_launch(run: Path) -> None:
     by_process_0(write, f"{run} cannot be written")
 
 
-def _decide(config: TrainConfig, images: Images) -> tuple[Path | None, list[str]]:
+def _find_and_check(config: TrainConfig, images: Images) -> tuple[Path | None, list[str]]:
     run = Path(config.output_dir)
     if run.exists() and not run.is_dir():
         raise ValueError(f"output_dir={run} is a file")
-    folder, notes = _chosen(config.resume, run)
+    folder, notes = _choose_checkpoint(config.resume, run)
     if folder is not None:
         state = load_state(folder)
-        notes += check_same_run(state["counts"], what_counts(config, images), config.override)
+        notes += check_same_run(state["counts"], run_identity(config, images), config.override)
         if state["step"] > config.steps:
-            raise ValueError(f"steps={config.steps}, but {folder} has {state['step']} behind it")
+            raise ValueError(
+                f"steps={config.steps}, but {folder} is already at step {state['step']}"
+            )
     return folder, notes
 
 
-def _chosen(resume: str, run: Path) -> tuple[Path | None, list[str]]:
+def _choose_checkpoint(resume: str, run: Path) -> tuple[Path | None, list[str]]:
     holds_run = (run / "config.yaml").exists() or (run / "checkpoints").exists()
-    if _restarted(run):
-        folder, notes = _newest(run)
-        notes.insert(0, "restarted by torchrun: the run goes on from its newest checkpoint")
+    if _is_restart(run):
+        folder, notes = _newest_with_notes(run)
+        notes.insert(0, "restarted by torchrun: continuing from the newest checkpoint")
         if folder is not None or resume in ("auto", "never"):
             return folder, notes
-        return Path(resume), notes  # which has passed the checks below before
+        return Path(resume), notes  # it passed the checks below on the first start
     if resume == "auto":
-        return _newest(run)
+        return _newest_with_notes(run)
     if resume == "never":
         if holds_run:
             raise ValueError(
-                f"output_dir={run} already holds a run; add --resume auto to go on with it, or "
+                f"output_dir={run} already holds a run; add --resume auto to continue it, or "
                 "choose another output_dir"
             )
         return None, []
     folder = Path(resume)
-    if damage := damage_of(folder):
-        raise ValueError(f"resume={resume} is no whole checkpoint: {damage}")
+    if damage := find_damage(folder):
+        raise ValueError(f"resume={resume} is not a valid checkpoint: {damage}")
     if holds_run and folder.resolve().parent.parent != run.resolve():
         raise ValueError(
-            f"output_dir={run} holds another run than resume={folder}; choose a new output_dir"
+            f"output_dir={run} holds another run than that of resume={folder}; choose a new "
+            "output_dir"
         )
     return folder, []
 
 
-def _newest(run: Path) -> tuple[Path | None, list[str]]:
+def _newest_with_notes(run: Path) -> tuple[Path | None, list[str]]:
     folder, damaged = newest_checkpoint(run)
-    notes = [f"passed over: {damage}" for damage in damaged]
+    notes = [f"skipped     {damage}" for damage in damaged]
     if folder is None and (run / "config.yaml").exists():
-        notes.append(f"{run} holds no whole checkpoint: the run starts from step 0")
+        notes.append(f"{run} holds no valid checkpoint: starting from step 0")
     return folder, notes
 
 
-def _seen_everywhere(folder: Path) -> None:
-    """Let no process start from other weights than the first."""
+def _check_visible_everywhere(folder: Path) -> None:
+    """Check that every process sees the same checkpoint as process 0."""
     try:
         manifest = (folder / MANIFEST).read_text(encoding="utf-8")
     except OSError:
         manifest = None
     (_, expected), *others = gather_object([(socket.gethostname(), manifest)])
-    for host, found in others:
-        if found != expected:
+    for host, other in others:
+        if other != expected:
             raise ValueError(
-                f"{folder} is {'another one' if found else 'not there'} on {host}: every machine "
-                "must see the same output_dir; share it, or copy the checkpoint there"
+                f"{folder} is {'different' if other else 'missing'} on {host}: every machine must "
+                "see the same output_dir; share it, or copy the checkpoint there"
             )
 
 
-def _launch() -> str:
-    """What the restarts of one torchrun have in common, or "" without one."""
+def _launch_id() -> str:
+    """An identifier shared by all restarts of one torchrun, or "" without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     return f"{name} {socket.gethostname()} {LAUNCHER}" if name else ""
 
 
-def _restarted(run: Path) -> bool:
-    """Whether torchrun has started this process anew, after an end of what made this very run.
+def _is_restart(run: Path) -> bool:
+    """Whether this is a restart by the torchrun that started this run.
 
-    A first attempt that was refused has left no record; its restarts are refused as it was.
+    A first start that was refused leaves no record, so its restarts are refused too.
     """
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     record = run / LAUNCHES
-    return again and record.exists() and _launch() in record.read_text("utf-8").splitlines()
+    return again and record.exists() and _launch_id() in record.read_text("utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""The folder of a run: what it keeps, and the model that it ends with."""
+"""The folder of a run: settings, checkpoints, and the final models."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,57 +12,61 @@ from torch import Tensor
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.models.unet import UNet
 from ddpm_sa.pipeline import Pipeline
-from training.checkpoint.resume import record_launch, set_aside_later, what_counts
+from training.checkpoint.resume import record_launch, run_identity, set_aside_later_checkpoints
 from training.checkpoint.state import (
-    Trainee,
+    TrainingState,
     checkpoint_path,
     load_state,
     remove_unfinished,
     save_checkpoint,
 )
 from training.config import TrainConfig
-from training.distributed.accelerator import by_process_0, environment
-from training.distributed.fsdp import whole
+from training.distributed.accelerator import by_process_0, describe_environment
+from training.distributed.fsdp import full_tensor
 from training.ema import EMA
 from training.reporting.loss_figure import read_records
-from training.reporting.model_card import about_training, weights_of
+from training.reporting.model_card import describe_training, describe_weights
 from training.saved_config import save_config
 
 
-def averaged_pipeline(
+def make_ema_pipeline(
     network: UNet, ema: EMA, scheduler: DDPMScheduler, images: Images
 ) -> Pipeline:
-    """What samples from the averaged weights.
+    """Make a pipeline with the averaged weights.
 
-    The network in training may be compiled and run in half precision; this one never is.
+    Unlike the network in training it is never compiled or run in half precision.
     """
-    weights = {name: whole(weight) for name, weight in ema.state_dict().items()}
-    return Pipeline(network_with(network, weights), scheduler, images.format)
+    weights = {name: full_tensor(weight) for name, weight in ema.state_dict().items()}
+    return Pipeline(copy_with_weights(network, weights), scheduler, images.format)
 
 
-def network_with(network: UNet, weights: Mapping[str, Tensor]) -> UNet:
-    """Another network of that shape, which shares the memory of these weights."""
+def copy_with_weights(network: UNet, weights: Mapping[str, Tensor]) -> UNet:
+    """Copy a network, with these weights, whose memory it shares."""
     other = UNet(**network.config)
     other.load_state_dict(weights, assign=True)
     return other
 
 
 class RunFolder:
-    """Where a run writes; process 0 alone does, the others wait.
+    """Writes the folder of a run; only process 0 writes, the others wait.
 
     Args:
-        accelerator, config, images: Of the run.
-        trainee: What is trained.
+        accelerator, config, images: The accelerator, settings and dataset of the run.
+        training_state: The network, averages and optimiser.
 
     Raises:
-        ValueError: If the folder cannot be made.
+        ValueError: If the folder cannot be created.
     """
 
     def __init__(
-        self, accelerator: Accelerator, config: TrainConfig, images: Images, trainee: Trainee
+        self,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        images: Images,
+        training_state: TrainingState,
     ):
         self.accelerator, self.config = accelerator, config
-        self.counts, self.trainee = what_counts(config, images), trainee
+        self.counts, self.training_state = run_identity(config, images), training_state
         self.path, self.skipped = Path(config.output_dir), images.all_skipped
         by_process_0(self._begin, f"output_dir={self.path} cannot be written")
         record_launch(self.path)
@@ -76,38 +80,39 @@ class RunFolder:
             (self.path / "skipped.txt").write_text(text, encoding="utf-8")
 
     def restore(self, checkpoint: Path | None) -> tuple[int, dict[str, Any]]:
-        """Take a checkpoint's values, and say what has changed around the run.
+        """Load a checkpoint, and report changes of the environment.
 
         Returns:
-            The updates already done, and the `log_state` saved with them.
+            The number of updates done, and the `log_state` saved with them.
         """
         if checkpoint is None:
             return 0, {}
         state = load_state(checkpoint)
         self.step = state["step"]
-        self.trainee.load(checkpoint)
+        self.training_state.load(checkpoint)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         before = state["environment"]
-        for name, now in environment(self.accelerator, self.config).items():
+        for name, now in describe_environment(self.accelerator, self.config).items():
             if before.get(name) != now:
                 self.accelerator.print(
                     f"{name}: {before.get(name)} before, {now} now; the last bits may differ from "
-                    "a run that was not stopped"
+                    "those of an uninterrupted run"
                 )
         if self.config.resume not in ("auto", "never"):
             notes = by_process_0(
-                lambda: set_aside_later(self.path, state["step"]), f"{self.path} cannot be written"
+                lambda: set_aside_later_checkpoints(self.path, state["step"]),
+                f"{self.path} cannot be written",
             )
             for note in notes:
                 self.accelerator.print(note)
         return state["step"], state["log"]
 
     def save(self, step: int, log_state: dict[str, Any]) -> None:
-        """Keep a checkpoint.
+        """Save a checkpoint.
 
         Raises:
-            ValueError: If it cannot be written; the one before it is then untouched.
+            ValueError: If it cannot be written; earlier checkpoints are then unchanged.
         """
         folder, self.step = checkpoint_path(self.path, step), step
         scaler, config = self.accelerator.scaler, self.config
@@ -115,37 +120,40 @@ class RunFolder:
             "step": step,
             "log": log_state,
             "scaler": None if scaler is None else scaler.state_dict(),
-            "environment": environment(self.accelerator, config),
+            "environment": describe_environment(self.accelerator, config),
             "counts": self.counts,
         }
         keep = (config.keep_checkpoints, config.keep_every)
-        tensors = self.trainee.tensors(self.accelerator.is_main_process)
+        tensors = self.training_state.tensors(self.accelerator.is_main_process)
         by_process_0(
             lambda: save_checkpoint(folder, tensors, state, *keep),
-            f"{folder} could not be written, what was kept before it is untouched",
+            f"{folder} could not be written, earlier checkpoints are unchanged",
         )
 
     def finish(self, pipeline: Pipeline, grid: Image.Image | None) -> None:
-        """Write the model folder, and those of further averages and of the raw weights.
+        """Write the model folders: the main average, further averages, and raw weights.
 
         Raises:
-            ValueError: If one cannot be written; the one before it, if any, is then untouched.
+            ValueError: If one cannot be written; an earlier one is then unchanged.
         """
-        raw, here = self.config.ema.keep_raw, self.accelerator.is_main_process
-        further = self.trainee.further_weights(raw, here)
+        raw, main = self.config.ema.keep_raw, self.accelerator.is_main_process
+        extra = self.training_state.extra_weights(raw, keep=main)
 
         def write() -> None:
             self._write_model(pipeline, "model", grid)
-            for name, weights in further.items():
-                network = network_with(pipeline.unet, weights)
+            for name, weights in extra.items():
+                network = copy_with_weights(pipeline.unet, weights)
                 other = Pipeline(network, pipeline.scheduler, pipeline.image_format)
                 self._write_model(other, f"model-{name}")
 
         by_process_0(
-            write, f"{self.path}/model could not be written, but the last checkpoint is whole"
+            write, f"{self.path}/model could not be written, but the last checkpoint is valid"
         )
 
     def _write_model(self, pipeline: Pipeline, name: str, grid: Image.Image | None = None) -> None:
-        weights, rows = weights_of(name, self.config), read_records(self.path / "metrics.jsonl")
-        about = about_training(self.config, self.step, weights, self.counts["images"], rows)
+        weights, rows = (
+            describe_weights(name, self.config),
+            read_records(self.path / "metrics.jsonl"),
+        )
+        about = describe_training(self.config, self.step, weights, self.counts["images"], rows)
         pipeline.save_pretrained(self.path / name, grid, about)

@@ -1,7 +1,7 @@
-"""Checkpoints: written aside, flushed, renamed; verified before they are trusted.
+"""Checkpoints: written under a temporary name, flushed and renamed; verified before use.
 
-A checkpoint is a folder: weights, averages and optimiser by parameter name (safetensors),
-state.json, and manifest.json with the size and SHA-256 of each of these.
+A checkpoint is a folder with weights, averages and optimiser state by parameter name (safetensors),
+state.json, and manifest.json with the size and SHA-256 of each file.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddpm_sa.atomic_files import flush
-from training.distributed.fsdp import gathered, laid_out_as
+from training.distributed.fsdp import distribute_like, gather_full
 from training.ema import Averages
 
 MANIFEST = "manifest.json"
@@ -34,17 +34,17 @@ UNFINISHED = (
 
 
 @dataclass(frozen=True)
-class Trainee:
-    """What a checkpoint holds of a run, besides plain numbers."""
+class TrainingState:
+    """The tensors of a run that a checkpoint holds: network, averages and optimiser state."""
 
     network: nn.Module
     averages: Averages
     optimizer: torch.optim.Optimizer
 
     def tensors(self, keep: bool = True) -> dict[str, dict[str, Tensor]]:
-        """File stem -> tensors by name; the optimiser's are `parameter:quantity`.
+        """All tensors: file stem -> name -> tensor; the optimiser's names are `parameter:quantity`.
 
-        Every process of a run whose network is spread must ask, and those that `keep` get them.
+        If the network is sharded, every process must call this; those with `keep` get the tensors.
         """
         optimizer = {
             f"{name}:{key}": value
@@ -53,25 +53,25 @@ class Trainee:
         }
         weights = dict(self.network.state_dict())
         averages = {name: ema.state_dict() for name, ema in self.averages.by_name.items()}
-        every = {"weights": weights, "optimizer": optimizer, **averages}
-        return {stem: gathered(tensors, keep) for stem, tensors in every.items()}
+        files = {"weights": weights, "optimizer": optimizer, **averages}
+        return {stem: gather_full(tensors, keep) for stem, tensors in files.items()}
 
-    def further_weights(self, raw: bool, keep: bool = True) -> dict[str, dict[str, Tensor]]:
-        """Besides the main average: the other averages, and the weights themselves if `raw`."""
+    def extra_weights(self, raw: bool, keep: bool = True) -> dict[str, dict[str, Tensor]]:
+        """The further averages, and the raw weights if `raw`, by name."""
         weights = {name: ema.state_dict() for name, ema in self.averages.by_name.items()}
         del weights["ema"]
         weights |= {"raw": dict(self.network.state_dict())} if raw else {}
-        return {name: gathered(tensors, keep) for name, tensors in weights.items()}
+        return {name: gather_full(tensors, keep) for name, tensors in weights.items()}
 
     def load(self, folder: Path) -> None:
-        """Take a checkpoint's tensors.
+        """Load the tensors of a checkpoint.
 
         Raises:
-            ValueError: If they are not this network's.
+            ValueError: If they do not fit this network.
         """
-        here = self.network.state_dict()
+        current = self.network.state_dict()
         weights = {
-            name: laid_out_as(here[name], value) if name in here else value
+            name: distribute_like(current[name], value) if name in current else value
             for name, value in load_file(folder / "weights.safetensors").items()
         }
         try:
@@ -85,18 +85,17 @@ class Trainee:
             owner, _, key = name.rpartition(":")
             parameter = parameters[owner]
             if value.shape == parameter.shape:
-                # In the order of the parameter's memory, as the optimiser itself makes it.
-                value = laid_out_as(parameter, value)
+                # In the memory format of the parameter, as the optimiser creates it.
+                value = distribute_like(parameter, value)
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            # Adam's step count is a scalar that stays where the optimiser made it: the CPU,
-            # unless fused.
+            # Adam's step count is a scalar, which the optimiser keeps on the CPU unless fused.
             elif self.optimizer.param_groups[0].get("fused"):
                 value = value.to(parameter.device)
             self.optimizer.state[parameter][key] = value
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
-    """Where a run keeps its checkpoint after `step` updates."""
+    """The folder of the checkpoint after `step` updates."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
@@ -107,21 +106,21 @@ def save_checkpoint(
     keep: int,
     keep_every: int | None = None,
 ) -> None:
-    """Write a checkpoint so that it is either whole or not there, then remove the oldest.
+    """Write a checkpoint atomically, then remove the oldest.
 
     Args:
         folder: Its final name, from `checkpoint_path`.
-        tensors: `Trainee.tensors()`.
+        tensors: `TrainingState.tensors()`.
         state: Plain values for state.json.
-        keep: Whole checkpoints left in the run, this one included.
-        keep_every: Those of steps that this divides stay as well.
+        keep: Number of valid checkpoints to keep, this one included.
+        keep_every: Also keep those whose step is a multiple of this.
     """
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         _write_checkpoint(aside, tensors, state)
-        if folder.exists():  # an earlier one that was found damaged and passed over
+        if folder.exists():  # a damaged one, which was skipped on resume
             shutil.rmtree(folder)
         aside.rename(folder)
     except BaseException:
@@ -132,7 +131,7 @@ def save_checkpoint(
 
 
 def remove_unfinished(run: Path) -> None:
-    """Remove what a process that was killed while it wrote has left in a run."""
+    """Remove partial files that a killed process left in a run."""
     for pattern in UNFINISHED:
         for path in run.glob(pattern):
             if path.is_dir():
@@ -142,34 +141,36 @@ def remove_unfinished(run: Path) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """A checkpoint's plain values."""
+    """Read state.json of a checkpoint."""
     return json.loads((folder / STATE).read_text(encoding="utf-8"))
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """The newest first; unfinished ones end in .partial and are not among them."""
+def list_checkpoints(run: Path) -> list[Path]:
+    """List the checkpoints of a run, newest first, without unfinished ones (.partial)."""
     names = (run / "checkpoints").glob("step-*")
-    return sorted((path for path in names if path.name[5:].isdigit()), key=step_of, reverse=True)
+    return sorted(
+        (path for path in names if path.name[5:].isdigit()), key=checkpoint_step, reverse=True
+    )
 
 
-def step_of(folder: Path) -> int:
-    """The updates behind a checkpoint, by its name."""
+def checkpoint_step(folder: Path) -> int:
+    """The step of a checkpoint, from its name."""
     return int(folder.name.removeprefix("step-"))
 
 
 def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with those passed over."""
-    passed_over = []
-    for folder in checkpoints(run):
-        if damage := damage_of(folder):
-            passed_over.append(damage)
+    """Find the newest valid checkpoint, and describe the damage of newer ones."""
+    damaged = []
+    for folder in list_checkpoints(run):
+        if damage := find_damage(folder):
+            damaged.append(damage)
         else:
-            return folder, passed_over
-    return None, passed_over
+            return folder, damaged
+    return None, damaged
 
 
-def damage_of(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words, or None."""
+def find_damage(folder: Path) -> str | None:
+    """Describe the damage of a checkpoint, or return None if it is valid."""
     try:
         manifest: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in manifest.items():
@@ -177,7 +178,7 @@ def damage_of(folder: Path) -> str | None:
             if size != expected["size"]:
                 return f"{folder / name} has {size} bytes instead of {expected['size']}"
             if _fingerprint(folder / name) != expected:
-                return f"{folder / name} is not what was written (its SHA-256 differs)"
+                return f"{folder / name} was changed after it was written (its SHA-256 differs)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{folder} is incomplete ({error})"
     return None
@@ -187,8 +188,8 @@ def _write_checkpoint(
     aside: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
 ) -> None:
     for stem, named in tensors.items():
-        here = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-        save_file(here, aside / f"{stem}.safetensors")
+        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+        save_file(on_cpu, aside / f"{stem}.safetensors")
     _write_json(aside / STATE, state)
     files = {path.name: _fingerprint(path) for path in sorted(aside.iterdir())}
     _write_json(aside / MANIFEST, files)
@@ -197,14 +198,14 @@ def _write_checkpoint(
 
 
 def _remove_oldest(newest: Path, keep: int, keep_every: int | None) -> None:
-    """Leave `newest`, which was just written, and the newest `keep` - 1 others that are whole."""
-    whole = 1
-    for folder in checkpoints(newest.parent.parent):
+    """Keep `newest`, which was just written, and the newest `keep` - 1 other valid ones."""
+    kept = 1
+    for folder in list_checkpoints(newest.parent.parent):
         if folder == newest:
             continue
-        if whole < keep:
-            whole += damage_of(folder) is None
-        elif not keep_every or step_of(folder) % keep_every:
+        if kept < keep:
+            kept += find_damage(folder) is None
+        elif not keep_every or checkpoint_step(folder) % keep_every:
             shutil.rmtree(folder, ignore_errors=True)
 
 

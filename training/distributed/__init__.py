@@ -1,1 +1,1 @@
-"""Several processes that train one network, and signals that end them."""
+"""Distributed training: processes, sharding, and signals that stop a run."""

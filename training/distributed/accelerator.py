@@ -1,4 +1,4 @@
-"""How a run meets the machine: its processes, and its precision."""
+"""The accelerator of a run: its processes and precision on this machine."""
 
 import importlib.util
 from collections.abc import Callable
@@ -12,22 +12,22 @@ from accelerate.utils import GradientAccumulationPlugin
 from ddpm_sa import distributed
 from ddpm_sa.distributed import Result, join, without_accelerator
 from training.config import TrainConfig
-from training.distributed.fsdp import asked_of_accelerate
+from training.distributed.fsdp import take_over_accelerate_fsdp
 from training.draws import Layout
 
 PACKAGE_OF_TRACKER = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
 def by_process_0(action: Callable[[], Result], problem: str = "") -> Result:
-    """`ddpm_sa.distributed.by_process_0` in a run, which can be gone on with."""
-    return distributed.by_process_0(action, problem, "mend that, then go on with --resume auto")
+    """`ddpm_sa.distributed.by_process_0`, with advice on how to resume the run in its errors."""
+    return distributed.by_process_0(action, problem, "fix that, then continue with --resume auto")
 
 
-def settle(config: TrainConfig) -> TrainConfig:
-    """Replace `auto` by what it means on this machine.
+def resolve_settings(config: TrainConfig) -> TrainConfig:
+    """Resolve settings that depend on this machine, such as `auto`.
 
     Raises:
-        ValueError: If the machine lacks something that was asked for.
+        ValueError: If the machine lacks something that the settings require.
     """
     device = join().device
     assert device is not None
@@ -37,20 +37,20 @@ def settle(config: TrainConfig) -> TrainConfig:
     if package and importlib.util.find_spec(package) is None:
         raise ValueError(
             f"tracker={config.tracker} needs the package {package}: pip install {package}, or "
-            "choose tracker none (metrics.jsonl is written in any case)"
+            "use tracker none (metrics.jsonl is always written)"
         )
-    if asked_of_accelerate():
+    if take_over_accelerate_fsdp():
         config = replace(config, sharding="fsdp")
     if config.mixed_precision == "auto":
-        return replace(config, mixed_precision="bf16" if fast_at_bf16(device) else "no")
+        return replace(config, mixed_precision="bf16" if has_fast_bf16(device) else "no")
     return config
 
 
-def fast_at_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bf16 in hardware, rather than by conversion."""
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether a device supports bf16 in hardware, without conversion."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # There is no public question for these two; torch.compile asks them too.
+    # There is no public API for these two; torch.compile uses them too.
     cpu = torch.cpu
     return device.type == "cpu" and (
         cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
@@ -58,22 +58,22 @@ def fast_at_bf16(device: torch.device) -> bool:
 
 
 def make_layout(config: TrainConfig) -> Layout:
-    """This process's part in the run.
+    """Make the layout of the global batch over the processes.
 
     Raises:
         ValueError: If processes and micro-batches do not divide the batch.
     """
-    here = join()
+    state = join()
     return Layout(
-        config.batch_size, here.num_processes, here.process_index, config.micro_batch_size
+        config.batch_size, state.num_processes, state.process_index, config.micro_batch_size
     )
 
 
 def make_accelerator(config: TrainConfig, layout: Layout) -> Accelerator:
-    """The accelerator of a settled configuration."""
-    # DDP sorts its buckets anew after its first backward pass, unless it looks for unused
-    # parameters; a resumed run would then sum its first gradient in another order than a run that
-    # never stopped, and from 3 processes on differ in its last bits.
+    """Make the accelerator for a configuration from `resolve_settings`."""
+    # DDP rebuilds its buckets after its first backward pass, unless it looks for unused parameters.
+    # A resumed run would then sum its first gradient in another order than an uninterrupted run,
+    # and with 3 or more processes differ in the last bits.
     fixed_buckets = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(
         cpu=without_accelerator(),
@@ -87,8 +87,8 @@ def make_accelerator(config: TrainConfig, layout: Layout) -> Accelerator:
     )
 
 
-def environment(accelerator: Accelerator, config: TrainConfig) -> dict[str, Any]:
-    """What the bits of a run depend on besides its settings."""
+def describe_environment(accelerator: Accelerator, config: TrainConfig) -> dict[str, Any]:
+    """What the bits of a run depend on, besides its settings."""
     device = accelerator.device
     return {
         "torch": torch.__version__,

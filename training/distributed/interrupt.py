@@ -1,4 +1,4 @@
-"""Being asked to stop: by a signal, by the clock, by the end of the launcher."""
+"""Requests to stop a run: signals, the time limit, and the end of the launcher."""
 
 import os
 import signal
@@ -6,13 +6,13 @@ import time
 from types import FrameType
 from typing import Any
 
-# accelerate launch and torchrun mark what they start. What a shell started may outlive it (nohup,
-# setsid), so that parent is not watched. Asked as soon as the package is imported, since a launcher
-# may be gone by the time that torch is.
-MARKS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
-LAUNCHER = os.getppid() if any(mark in os.environ for mark in MARKS) else None
+# Set by accelerate launch and torchrun. A process started from a shell may outlive it (nohup,
+# setsid), so then the parent is not watched. Read when the package is imported, since the launcher
+# may have ended by the time torch is imported.
+LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+LAUNCHER = os.getppid() if any(mark in os.environ for mark in LAUNCHER_VARIABLES) else None
 
-# A launcher forwards the Ctrl-C that the terminal has sent to all of its processes already.
+# A launcher forwards a Ctrl-C that the terminal has already sent to all processes.
 ECHO_SECONDS = 3.0
 
 # Windows has no SIGHUP.
@@ -20,17 +20,17 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if 
 
 
 class StopRequest:
-    """Whether this process was asked to stop, and by what.
+    """Tells whether this process was asked to stop, and by what.
 
-    `with StopRequest(minutes) as stop:` - then `stop()` says whether, and `stop.reason` why. The
-    step under way is finished first. SIGTERM and SIGHUP count once, however often they come; Ctrl-C
-    a second time, some seconds after the first, ends the program as if this were not here.
+    In `with StopRequest(minutes) as stop:`, `stop()` returns whether to stop, and `stop.reason` is
+    the cause. The current step is finished first. Repeated SIGTERM and SIGHUP are ignored; a second
+    Ctrl-C, some seconds after the first, ends the program at once.
     """
 
     def __init__(self, time_limit: float | None = None):
         self.deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
         self.reason: str | None = None
-        self._heard = 0.0
+        self._requested_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __call__(self) -> bool:
@@ -43,7 +43,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         for number in SIGNALS:
-            # nohup has SIGHUP ignored, and means it.
+            # nohup ignores SIGHUP; leave it so.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
@@ -56,18 +56,18 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.reason is None:
             self._stop(signal.Signals(number).name)
-        elif number == signal.SIGINT and time.monotonic() - self._heard > ECHO_SECONDS:
+        elif number == signal.SIGINT and time.monotonic() - self._requested_at > ECHO_SECONDS:
             raise KeyboardInterrupt
 
     def _stop(self, reason: str) -> None:
-        self.reason, self._heard = reason, time.monotonic()
-        _tell(f"\n{reason}: finishing the step, then saving\n")
+        self.reason, self._requested_at = reason, time.monotonic()
+        _write_stderr(f"\n{reason}: finishing the step, then saving\n")
 
 
-def _tell(message: str) -> None:
-    """Write to standard error. A stream that nobody reads any more is closed off.
+def _write_stderr(message: str) -> None:
+    """Write to standard error, and redirect broken streams to the null device.
 
-    Else the next word of the bar would raise, and cost the run what it is about to save.
+    Otherwise the next output of the progress bar would raise, before the checkpoint is saved.
     """
     for stream, text in ((1, "\n"), (2, message)):
         try:

@@ -1,17 +1,17 @@
-"""Work that processes share: each does its part, and all get the whole."""
+"""Split work over the processes, and combine the results."""
 
 import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
 
-def share(number: int, accelerator: Accelerator) -> np.ndarray:
-    """Which of `number` things this process takes; no two processes differ by more than one."""
+def process_indices(number: int, accelerator: Accelerator) -> np.ndarray:
+    """Indices of the items that this process handles; counts differ by at most one."""
     return np.arange(accelerator.process_index, number, accelerator.num_processes)
 
 
-def together(parts: Tensor, accelerator: Accelerator) -> Tensor:
-    """What the processes have filled in, each a row that is 0 in all others: exactly their sum."""
-    whole = accelerator.reduce(parts, "sum")
-    assert isinstance(whole, Tensor)
-    return whole.cpu()
+def sum_over_processes(parts: Tensor, accelerator: Accelerator) -> Tensor:
+    """Sum over the processes; exact if each row is nonzero on one process only."""
+    total = accelerator.reduce(parts, "sum")
+    assert isinstance(total, Tensor)
+    return total.cpu()

@@ -1,1 +1,1 @@
-"""What a run says: at its start, as it goes, and in its model folder."""
+"""Reporting of a run: startup report, logs, samples, validation, and model card."""

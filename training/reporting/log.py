@@ -1,4 +1,4 @@
-"""What is recorded of a run: a bar, metrics.jsonl, the trackers' curves, sample grids."""
+"""Logging of a run: progress bar, metrics.jsonl, trackers, sample grids."""
 
 import json
 import math
@@ -18,18 +18,18 @@ from ddpm_sa.image_format import from_pil
 from training.config import TrainConfig
 from training.distributed.accelerator import by_process_0
 from training.loop import Progress
-from training.reporting.loss_figure import losses_figure
+from training.reporting.loss_figure import draw_losses
 from training.saved_config import to_plain
 
 
 class RunLog:
-    """The records of a run; process 0 alone writes.
+    """Logs a run; only process 0 writes.
 
     Args:
-        accelerator: Gives the trackers.
-        config: Where, how often, and the number of steps.
-        state: `state()` of the checkpoint that the run goes on from, or {}.
-        start: Updates already done; records of later ones are cut off.
+        accelerator: Provides the trackers.
+        config: Settings of the run.
+        state: `state()` from the checkpoint that the run resumes from, or {}.
+        start: Updates already done; later records are removed.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class RunLog:
         self.step = start
 
     def __enter__(self) -> "RunLog":
-        self._thread_hook, threading.excepthook = threading.excepthook, _said_later
+        self._thread_hook, threading.excepthook = threading.excepthook, _defer_disk_errors
         by_process_0(self._open, f"the records of {self.config.output_dir} cannot be written")
         self.bar = tqdm(
             total=self.config.steps,
@@ -67,11 +67,11 @@ class RunLog:
         except OSError as failure:
             if error is None:
                 raise ValueError(
-                    f"the {self.config.tracker} log is cut off: {failure}"
+                    f"the {self.config.tracker} log is incomplete: {failure}"
                 ) from failure
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs so that the next record is as if the run had not stopped."""
+        """State for a checkpoint, so that the next record is that of an uninterrupted run."""
         return {
             "losses": self.losses,
             "grad_norms": self.grad_norms,
@@ -82,7 +82,7 @@ class RunLog:
         }
 
     def update(self, progress: Progress) -> None:
-        """Take note of an update; every `log_every` of them, and the last, become a record."""
+        """Add an update; write a record every `log_every` updates and after the last."""
         self.step = progress.step
         self.unrecorded += 1
         if progress.skipped is None:
@@ -91,14 +91,14 @@ class RunLog:
             self.buckets.add(progress.t, progress.losses)
         else:
             self.skipped += 1
-            self.bar.write(f"{progress.skipped}; this update is left out", file=sys.stderr)
+            self.bar.write(f"{progress.skipped}; this update is skipped", file=sys.stderr)
         self.durations.append(progress.seconds)
         self.seconds += progress.seconds
         rate = self.config.batch_size / float(np.mean(self.durations))
         self.bar.set_postfix_str(f"loss {progress.loss:.4f}, {rate:.0f} images/s", refresh=False)
         self.bar.update()
-        whole = progress.step % self.config.log_every == 0
-        if not whole and progress.step != self.config.steps:
+        complete = progress.step % self.config.log_every == 0
+        if not complete and progress.step != self.config.steps:
             return
         self._record(
             {
@@ -113,12 +113,12 @@ class RunLog:
             }
         )
         self.durations = []
-        if whole:  # else the run may go on later, to a record of the whole interval
+        if complete:  # otherwise a resumed run may complete the interval
             self.losses, self.grad_norms, self.unrecorded = [], [], 0
             self.buckets = Buckets(self.config.schedule.num_timesteps)
 
-    def validation(self, t: np.ndarray, losses: np.ndarray) -> None:
-        """Keep the losses of held-out images at their timesteps: a record of its own."""
+    def record_validation(self, t: np.ndarray, losses: np.ndarray) -> None:
+        """Write a record of validation losses and their timesteps."""
         buckets = Buckets(self.config.schedule.num_timesteps)
         buckets.add(t, losses)
         self._record(
@@ -129,8 +129,8 @@ class RunLog:
             }
         )
 
-    def samples(self, grid: Image.Image) -> None:
-        """Keep a grid of samples: samples/step-00001000.png, and the trackers'."""
+    def save_samples(self, grid: Image.Image) -> None:
+        """Save a grid of samples as samples/step-00001000.png, and log it to the trackers."""
         path = self.path.parent / "samples" / f"step-{self.step:08d}.png"
 
         def write() -> None:
@@ -138,19 +138,19 @@ class RunLog:
             with write_atomically(path) as partial:
                 grid.save(partial, format="png")
             for tracker in self.accelerator.trackers:
-                # accelerate's trackers take images each in their own way; trackio's takes none.
+                # accelerate's trackers differ in how they take images; trackio's takes none.
                 order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 if tracker.name != "trackio":
                     tracker.log_images({"samples": from_pil([grid])}, step=self.step, **order)
 
         by_process_0(write, f"{path} could not be written")
 
-    def figure(self) -> None:
-        """Draw the losses: losses.png."""
+    def save_figure(self) -> None:
+        """Draw the losses to losses.png."""
         picture = self.path.with_name("losses.png")
 
         def write() -> None:
-            figure = losses_figure(self.path, self.buckets.names)
+            figure = draw_losses(self.path, self.buckets.names)
             if isinstance(figure, str):
                 self.bar.write(f"no {picture.name}: {figure}", file=sys.stderr)
                 return
@@ -159,15 +159,15 @@ class RunLog:
 
         by_process_0(write, f"{picture} could not be written")
 
-    def farewell(self, reason: str | None) -> str:
-        """Where the run stands, and how to go on if it was stopped."""
+    def summary(self, reason: str | None) -> str:
+        """Summarise the run, with how to continue it if it was stopped."""
         config = self.config
-        left_out = f" ({self.skipped} updates left out: not finite)" if self.skipped else ""
+        skipped = f" ({self.skipped} updates skipped: not finite)" if self.skipped else ""
         if self.step == config.steps:
-            return f"{self.step} steps done{left_out}: {config.output_dir}/model"
+            return f"{self.step} steps done{skipped}: {config.output_dir}/model"
         return (
-            f"stopped at step {self.step} of {config.steps}{left_out} by "
-            f"{reason or 'another process'}: {config.output_dir}/model; go on with --resume auto"
+            f"stopped at step {self.step} of {config.steps}{skipped} by "
+            f"{reason or 'another process'}: {config.output_dir}/model; continue with --resume auto"
         )
 
     def _record(self, row: dict[str, Any]) -> None:
@@ -189,52 +189,52 @@ class RunLog:
         by_process_0(write, f"{self.path} or the {self.config.tracker} log could not be written")
 
     def _open(self) -> None:
-        # A run that was to end here has left records that one which goes on does not make: of less
-        # than a whole interval, and a validation out of turn.
-        untimely: set[str] = set()
+        # If this was the last step of an earlier run, it logged a partial interval and an extra
+        # validation. An uninterrupted run would not have: drop both.
+        extra: set[str] = set()
         if self.step < self.config.steps:
             if self.unrecorded:
-                untimely.add("loss")
+                extra.add("loss")
             if self.step % (self.config.validate_every or self.step + 1):
-                untimely.add("validation_loss")
-        cut_records(self.path, self.step, untimely)
+                extra.add("validation_loss")
+        truncate_records(self.path, self.step, extra)
         tracker, run = self.config.tracker, self.path.parent
         if tracker != "none":
             about: dict[str, Any] = {"name": run.name, "config": to_plain(self.config)}
             options = {"wandb": about | {"dir": str(run)}, "trackio": about}
-            # TensorBoard's name is that of its folder.
+            # TensorBoard uses the name as its folder.
             name = "logs" if tracker == "tensorboard" else "ddpm_sa"
             self.accelerator.init_trackers(name, init_kwargs=options)
 
 
 def finite_mean(values: list[float]) -> float | None:
-    """The mean of the finite ones, or None if there are none.
+    """The mean of the finite values, or None if there are none.
 
-    While fp16's loss scale settles the norm of a gradient may be infinite.
+    While the fp16 loss scale settles, the norm of a gradient may be infinite.
     """
     finite = [value for value in values if math.isfinite(value)]
     return float(np.mean(finite)) if finite else None
 
 
-def _said_later(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread keeps the failure of a disk for the next record, which says it."""
-    kept = getattr(failure.thread, "exception", None)
-    if not isinstance(kept, OSError):
+def _defer_disk_errors(failure: threading.ExceptHookArgs) -> None:
+    """Ignore disk errors in TensorBoard's thread, which raises them again at the next record."""
+    stored = getattr(failure.thread, "exception", None)
+    if not isinstance(stored, OSError):
         threading.__excepthook__(failure)
 
 
-def cut_records(path: Path, step: int, untimely: set[str]) -> None:
-    """Remove the records after `step`, which the run is about to make again.
+def truncate_records(path: Path, step: int, extra: set[str]) -> None:
+    """Remove the records after `step`, which a resumed run will write again.
 
-    Those of `step` itself that have one of the untimely names go too.
+    Records of `step` itself are removed too if they contain one of the `extra` keys.
     """
 
     def stays(line: str) -> bool:
-        # A line that a killed process left half-written is later than any checkpoint.
+        # An incomplete line of a killed process is later than any checkpoint.
         if not line.endswith("\n"):
             return False
         row = json.loads(line)
-        return row["step"] < step or (row["step"] == step and not untimely & row.keys())
+        return row["step"] < step or (row["step"] == step and not extra & row.keys())
 
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""A picture of a run's losses: over its steps, and by timestep at its end."""
+"""The figure of a run's losses: over the steps, and by timestep at the end."""
 
 import importlib.util
 import json
@@ -13,25 +13,25 @@ NAMES = {"loss": "training", "validation_loss": "held out, averaged weights"}
 
 
 def read_records(path: Path) -> list[Row]:
-    """The rows of metrics.jsonl; none if it isn't there."""
+    """Read the rows of metrics.jsonl; none if it does not exist."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def losses_figure(records: Path, buckets: list[str]) -> "Figure | str":
-    """Draw metrics.jsonl, if there is anything to draw and matplotlib to do it.
+def draw_losses(records: Path, buckets: list[str]) -> "Figure | str":
+    """Draw metrics.jsonl, if it has records and matplotlib is installed.
 
     Args:
-        records: metrics.jsonl.
-        buckets: Names of the timesteps' parts.
+        records: Path of metrics.jsonl.
+        buckets: Names of the timestep ranges.
 
     Returns:
-        A figure to save, or why there is none.
+        The figure, or the reason why there is none.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        return "it needs matplotlib (pip install 'ddpm_sa[demo]')"
-    from matplotlib.figure import Figure  # a second that runs without it need not wait
+        return "it needs matplotlib (pip install matplotlib)"
+    from matplotlib.figure import Figure  # imported late, since it takes a second
 
     rows = read_records(records)
     if not any("loss" in row for row in rows):
@@ -52,6 +52,6 @@ def losses_figure(records: Path, buckets: list[str]) -> "Figure | str":
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     over_steps.set_xlabel("step")
-    by_timestep.set_xlabel("timestep, from the least noise to the most")
+    by_timestep.set_xlabel("timestep, from least to most noise")
     by_timestep.tick_params("x", rotation=45)
     return figure

@@ -1,4 +1,4 @@
-"""What a model's README.md says of its training."""
+"""The section of a model card about training."""
 
 from typing import Any
 
@@ -14,28 +14,28 @@ CARD = """\
 |---|---|
 {table}
 
-The settings in full, as `training/train.py --config` reads them:
+All settings, which `training/train.py --config` can read:
 
 ```yaml
 {settings}```
 """
 
 
-def about_training(
+def describe_training(
     config: TrainConfig,
     step: int,
     weights: str,
     images: dict[str, Any],
     rows: list[dict[str, Any]],
 ) -> str:
-    """A section in Markdown.
+    """Write the section in Markdown.
 
     Args:
-        config: Of the run.
-        step: Updates done.
-        weights: Which of the run's weights these are.
-        images: What they turned out to be.
-        rows: The records of the run.
+        config: Settings of the run.
+        step: Number of updates done.
+        weights: Description of the weights.
+        images: Properties of the training images.
+        rows: Records of the run.
     """
     facts = {
         "images": f"{images['number']:,} from {config.data.source}",
@@ -43,20 +43,20 @@ def about_training(
         "weights": weights,
     }
     for name, label in (("loss", "training loss"), ("validation_loss", "validation loss")):
-        found = [row for row in rows if row.get(name) is not None]
-        if found:
-            facts[label] = f"{found[-1][name]:.5f} at step {found[-1]['step']:,}"
+        recorded = [row for row in rows if row.get(name) is not None]
+        if recorded:
+            facts[label] = f"{recorded[-1][name]:.5f} at step {recorded[-1]['step']:,}"
     if "validation loss" in facts:
-        facts["validation loss"] += ", of the averaged weights on images held out"
+        facts["validation loss"] += ", of the averaged weights on held-out images"
     return CARD.format(
         table="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
         settings=yaml.safe_dump(to_plain(config), sort_keys=False),
     )
 
 
-def weights_of(name: str, config: TrainConfig) -> str:
-    """What to call the weights in `model`, `model-raw` or `model-ema-0.999`."""
+def describe_weights(name: str, config: TrainConfig) -> str:
+    """Describe the weights in `model`, `model-raw` or `model-ema-0.999`."""
     if name == "model-raw":
-        return "as they were trained, not averaged"
+        return "raw, without averaging"
     decay = name.removeprefix("model-ema-") if name != "model" else config.ema.decay
-    return f"the moving average of decay {decay}"
+    return f"exponential moving average with decay {decay}"

@@ -1,4 +1,4 @@
-"""The averaged weights, looked at while they are trained: each process takes its share."""
+"""Periodic evaluation of the averaged weights during training, shared by the processes."""
 
 import torch
 from accelerate import Accelerator
@@ -9,8 +9,8 @@ from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.pipeline import Pipeline
 from ddpm_sa.samplers.method import Method
 from training.config import TrainConfig
-from training.distributed.fsdp import renew
-from training.distributed.sharing import share, together
+from training.distributed.fsdp import load_weights
+from training.distributed.sharing import process_indices, sum_over_processes
 from training.draws import Layout
 from training.ema import EMA
 from training.loop import Loss
@@ -18,18 +18,18 @@ from training.reporting.log import RunLog
 from training.reporting.validation import Validation
 
 
-class Watch:
-    """Sample grids, and losses on held-out images where there are any, of the averaged weights.
+class PeriodicEvaluation:
+    """Samples from the averaged weights, and validates them if there are held-out images.
 
-    Image i has its own noise, so that a grid shows the same images for any number of processes.
+    Image i has its own noise, so a grid shows the same images for any number of processes.
 
     Args:
-        accelerator: Shares the work.
-        config, layout: What is looked at, how often, how many at once.
-        images: Those of the run, with those held out.
-        pipeline, average: The averaged weights, in a network and by themselves.
-        loss_of: Loss of each image of a micro-batch.
-        log: Keeps what is seen.
+        accelerator: The accelerator of the run.
+        config, layout: Intervals, numbers of images, and batch size.
+        images: The dataset, with held-out images if any.
+        pipeline, average: A pipeline for the averaged weights, and the weights themselves.
+        loss_fn: Computes the loss of each image of a micro-batch.
+        log: Records the results.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Watch:
         images: Images,
         pipeline: Pipeline,
         average: EMA,
-        loss_of: Loss,
+        loss_fn: Loss,
         log: RunLog,
     ):
         self.accelerator, self.config, self.at_once = accelerator, config, layout.micro
@@ -50,39 +50,39 @@ class Watch:
         if images.validation is not None and config.validate_every:
             timesteps, count = config.schedule.num_timesteps, config.num_validation
             self.validation = Validation(
-                accelerator, images.validation, loss_of, config.seed, count, timesteps, self.at_once
+                accelerator, images.validation, loss_fn, config.seed, count, timesteps, self.at_once
             )
         self.grid: tuple[int, Image.Image] | None = None
 
     def __call__(self, step: int) -> None:
-        """Look, if it is time to. The losses of the last step belong to its checkpoint."""
+        """Evaluate if it is due after this step; the last step is always validated."""
         config = self.config
         if self.validation is not None and (
             step % config.validate_every == 0 or step == config.steps
         ):
-            renew(self.pipeline.unet, self.average.state_dict())
+            load_weights(self.pipeline.unet, self.average.state_dict())
             losses = self.validation(self.pipeline.unet)
-            self.log.validation(self.validation.draw.t, losses)
+            self.log.record_validation(self.validation.draw.t, losses)
         if config.sample_every and step % config.sample_every == 0:
-            self.grid = step, self.samples()
-            self.log.samples(self.grid[1])
+            self.grid = step, self.draw_samples()
+            self.log.save_samples(self.grid[1])
 
-    def last(self) -> Image.Image:
-        """The grid of the last step. That of a run stopped early is not one that it keeps."""
+    def final_samples(self) -> Image.Image:
+        """The sample grid of the last step; saved to samples/ unless the run was stopped early."""
         step = self.log.step
-        self.log.figure()
+        self.log.save_figure()
         if self.grid is None or self.grid[0] != step:
-            self.grid = step, self.samples()
+            self.grid = step, self.draw_samples()
             if step == self.config.steps:
-                self.log.samples(self.grid[1])
+                self.log.save_samples(self.grid[1])
         return self.grid[1]
 
-    def samples(self) -> Image.Image:
-        """Draw a grid from the averaged weights."""
-        renew(self.pipeline.unet, self.average.state_dict())
-        number, here = self.config.num_samples, self.accelerator
-        images = torch.zeros(number, *self.pipeline.image_format.shape, device=here.device)
-        mine = share(number, here).tolist()
+    def draw_samples(self) -> Image.Image:
+        """Sample a grid of images from the averaged weights."""
+        load_weights(self.pipeline.unet, self.average.state_dict())
+        number, accelerator = self.config.num_samples, self.accelerator
+        images = torch.zeros(number, *self.pipeline.image_format.shape, device=accelerator.device)
+        mine = process_indices(number, accelerator).tolist()
         if mine:
             for batch in self.pipeline.batches(
                 mine,
@@ -90,5 +90,5 @@ class Watch:
                 seed=self.config.seed,
                 batch_size=self.at_once,
             ):
-                images[batch.indices] = batch.images.to(here.device)
-        return image_grid(visible(together(images, here)))
+                images[batch.indices] = batch.images.to(accelerator.device)
+        return image_grid(visible(sum_over_processes(images, accelerator)))
