@@ -295,7 +295,7 @@ RESCALED = ["--rescale_timesteps", "true"]
         (["nothing.pt"], "holds dict, not weights by name"),
         (["number.pt"], "holds int under 'time_embed.0.weight'"),
         (["good.pt", "--entry", "ema"], "has no entry 'ema'"),
-        (["unknown.npz"], "'encoder.weight' and the other names are of no known kind"),
+        (["unknown.npz"], "'encoder.weight' and the other names match no known kind"),
         (["lacks.pt", *SIZE, *IMPROVED], "out.0.bias is missing"),
         (["good.pt", *IMPROVED], "image_size must be given"),
         (["good.pt", *SIZE], "num_heads or num_head_channels must be given"),

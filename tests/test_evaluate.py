@@ -181,7 +181,7 @@ def test_fewer_images_than_features_are_warned_of(places, evaluate, tmp_path):
         ),
         (
             ["--samples", "DIR/real", "--samples", "DIR/large", "--data", "DIR/real"],
-            "3 channels, 16 x 16 pixels of uint8; the model's have 3, 8 x 8",
+            "3 channels, 16 x 16 pixels of uint8; the model's images have 3, 8 x 8",
         ),
         (
             ["--model", "DIR/model", "--model", "DIR/grey-model", "--data", "DIR/real"],

@@ -20,7 +20,7 @@ def make_output_folder(folder: Path) -> Path:
 
 
 def require_matplotlib() -> None:
-    """Check early that figures can be render.
+    """Check early that figures can be drawn.
 
     Raises:
         ValueError: If matplotlib is not installed.
