@@ -10,7 +10,7 @@ from sampling.common.trajectory import SampleSpec, Trajectory
 from sampling.page.explorer import (
     Choice,
     Explorer,
-    Generated,
+    GeneratedImage,
     enlargement_factor,
     measure_maps,
     render_image,
@@ -33,7 +33,7 @@ def explorer():
 
 
 def made(explorer, choice):
-    return Generated(choice, Trajectory.from_steps(list(explorer.generate(choice))))
+    return GeneratedImage(choice, Trajectory.from_steps(list(explorer.generate(choice))))
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "heun", "euler"])
@@ -67,7 +67,7 @@ def test_replaced_attention_is_of_its_own_image_alone(explorer):
     np.testing.assert_allclose(plain.image, expected, atol=1e-6)
     np.testing.assert_allclose(other.image, replaced, atol=1e-6)
     assert rms_difference(plain.image, other.image) > 0.01
-    looks = explorer.attention_maps(Generated(choices[1], other), 0, [(0, 0)])[MID]
+    looks = explorer.attention_maps(GeneratedImage(choices[1], other), 0, [(0, 0)])[MID]
     np.testing.assert_allclose(looks, np.full((4, 1, 4, 6), 1 / 24), rtol=1e-6)
 
 

@@ -91,7 +91,7 @@ def test_one_experiment_alone_needs_no_images(paper, tmp_path):
         (["--model", "model"], "give --data"),
         (["--model", "model", "--data", "train.npy"], "give --validation"),
         (["--model", "model", *IMAGES, "--experiments", "[table2]"], "experiments"),
-        (["--model", "model", *IMAGES, "--experiments", "[]"], "name one"),
+        (["--model", "model", *IMAGES, "--experiments", "[]"], "must name at least one of"),
         (["--model", "model", *IMAGES, "--num_images", 1], "num_images=1"),
         (["--model", "model", *IMAGES, "--likelihood", 0], "likelihood=0"),
         (["--model", "model", *IMAGES, "--steps", 21], "20"),

@@ -19,7 +19,7 @@ from sampling.page.explorer import (
     MARKERS,
     Choice,
     Explorer,
-    Generated,
+    GeneratedImage,
     Pixel,
     draw_map,
     enlargement_factor,
@@ -80,7 +80,7 @@ class Callbacks:
             gr.update(choices=self.layers(model), value=[]),
         ]
 
-    def choose_layer(self, generated: Generated | None, model: str, layer: str) -> Any:
+    def choose_layer(self, generated: GeneratedImage | None, model: str, layer: str) -> Any:
         model = generated.choice.model if generated else model
         return gr.update(choices=self.heads(model, layer), value=MEAN)
 
@@ -106,7 +106,7 @@ class Callbacks:
             )
             first, second = brightest_and_darkest(trajectory.image[..., : size[0], : size[1]])
             yield [
-                Generated(choice, trajectory),
+                GeneratedImage(choice, trajectory),
                 None,
                 picture,
                 gr.update(minimum=1, maximum=max(total, 2), value=total),
@@ -121,7 +121,7 @@ class Callbacks:
             ]
 
     def replace(
-        self, generated: Generated | None, layers: list[str], replacement: str
+        self, generated: GeneratedImage | None, layers: list[str], replacement: str
     ) -> Iterator[list[Any]]:
         """Sample the same image with attention replaced, yielding image, picture and status."""
         if generated is None:
@@ -132,7 +132,7 @@ class Callbacks:
             generated.choice.model, generated.choice.spec, tuple(layers), REPLACEMENTS[replacement]
         )
         for trajectory, picture, status in self._frames(choice):
-            yield [Generated(choice, trajectory) if trajectory else gr.skip(), picture, status]
+            yield [GeneratedImage(choice, trajectory) if trajectory else gr.skip(), picture, status]
 
     def _frames(self, choice: Choice) -> Iterator[tuple[Trajectory | None, Any, str]]:
         """Yield pictures while sampling; the last comes with the trajectory."""
@@ -148,7 +148,7 @@ class Callbacks:
 
     def click(
         self,
-        generated: Generated | None,
+        generated: GeneratedImage | None,
         which: str,
         ya: int,
         xa: int,
@@ -167,8 +167,8 @@ class Callbacks:
 
     def show(
         self,
-        generated: Generated | None,
-        other: Generated | None,
+        generated: GeneratedImage | None,
+        other: GeneratedImage | None,
         evaluation: int,
         layer: str,
         head: str,
@@ -218,7 +218,7 @@ class Callbacks:
             *_compare(trajectory, other, evaluation, view),
         ]
 
-    def download(self, generated: Generated | None, layer: str, *pixels: int | None) -> Any:
+    def download(self, generated: GeneratedImage | None, layer: str, *pixels: int | None) -> Any:
         """Write a figure and the numbers of both queries, and offer the files for download."""
         if generated is None or any(value is None for value in pixels):
             raise ValueError("sample an image first, and choose two pixels of it")
@@ -237,7 +237,7 @@ class Callbacks:
 
 
 def _compare(
-    trajectory: Trajectory, other: Generated | None, evaluation: int, view: str
+    trajectory: Trajectory, other: GeneratedImage | None, evaluation: int, view: str
 ) -> list[Any]:
     if other is None:
         return [gr.skip(), gr.skip()]

@@ -51,7 +51,7 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
-class Generated:
+class GeneratedImage:
     """A sampled image: the choice, and its denoising trajectory."""
 
     choice: Choice
@@ -105,7 +105,7 @@ class Explorer:
             yield step
 
     def attention_maps(
-        self, generated: Generated, evaluation: int, queries: Sequence[Pixel]
+        self, generated: GeneratedImage, evaluation: int, queries: Sequence[Pixel]
     ) -> dict[str, Array]:
         """The attention maps at one evaluation: layer name -> (heads, queries, h, w).
 
@@ -125,7 +125,7 @@ class Explorer:
             condition.evaluate(pipeline.unet, x_t, t)
         return {layer: recorded[0].numpy() for layer, (recorded,) in maps.items()}
 
-    def record(self, generated: Generated, queries: Sequence[Pixel]) -> AttentionTrajectory:
+    def record(self, generated: GeneratedImage, queries: Sequence[Pixel]) -> AttentionTrajectory:
         """Record the whole trajectory, for download."""
         with self._lock_network(generated.choice):
             return record_trajectory(

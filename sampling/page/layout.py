@@ -83,7 +83,7 @@ def build(callbacks: Callbacks) -> gr.Blocks:
             with gr.Column(min_width=300):
                 gr.Markdown("Click a pixel of the image, or type its row y and column x below.")
                 image = _picture("The image during sampling", "image")
-                moment = gr.Slider(1, 2, 1, step=1, label="Evaluation", elem_id="moment")
+                evaluation = gr.Slider(1, 2, 1, step=1, label="Evaluation", elem_id="moment")
                 when = gr.Markdown("From noise, at 1, to the final image.", elem_id="when")
                 view = gr.Radio(list(VIEWS), value="predicted image", label="Show", elem_id="view")
         layer_and_head, pixels, which = _attention_controls(callbacks)
@@ -107,7 +107,7 @@ def build(callbacks: Callbacks) -> gr.Blocks:
         seen = [image, when, *maps, table, other_image, other_status]
         shown = {
             "fn": report_errors(callbacks.show),
-            "inputs": [generated, other, moment, layer, head, view, *pixels],
+            "inputs": [generated, other, evaluation, layer, head, view, *pixels],
             "outputs": seen,
             "show_progress": "hidden",
         } | private
@@ -124,10 +124,10 @@ def build(callbacks: Callbacks) -> gr.Blocks:
         make.click(
             report_errors(callbacks.make),
             choice,
-            [generated, other, image, moment, status, *pixels, other_image, other_status],
+            [generated, other, image, evaluation, status, *pixels, other_image, other_status],
             **private,
         ).success(**shown)
-        for control in (moment, head, view, *pixels):
+        for control in (evaluation, head, view, *pixels):
             control.input(**shown, trigger_mode="always_last")
 
         image.select(callbacks.click, [generated, which, *pixels], pixels, **private).then(**shown)

@@ -151,9 +151,7 @@ class RunFolder:
         )
 
     def _write_model(self, pipeline: Pipeline, name: str, grid: Image.Image | None = None) -> None:
-        weights, rows = (
-            describe_weights(name, self.config),
-            read_records(self.path / "metrics.jsonl"),
-        )
+        weights = describe_weights(name, self.config)
+        rows = read_records(self.path / "metrics.jsonl")
         about = describe_training(self.config, self.step, weights, self.counts["images"], rows)
         pipeline.save_pretrained(self.path / name, grid, about)
