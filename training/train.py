@@ -42,7 +42,7 @@ def train(config: TrainConfig) -> None:
     config, layout = settle(config), make_layout(config)
     images = open_images(config.data, config.seed)
     network = build_network(config.model, images, config.seed, config.objective.learned_variance)
-    images = images.padded_to(*sides(network.config["sample_size"]))
+    images = images.pad_to(*sides(network.config["sample_size"]))
     scheduler = make_scheduler(config)
     loss = make_loss(scheduler, config.objective, images.format)
     checkpoint, notes = find_checkpoint(config, images)
