@@ -1,6 +1,6 @@
-"""What the programs of training/ and sampling/ share: reading their flags, ending on a mistake.
+"""Command-line interface of the programs of training/ and sampling/: flags, and errors.
 
-A user's mistake ends in one line and exit code 2; a traceback is for our own bugs.
+A user's mistake is reported in one line and exit code 2; a traceback is for our own bugs.
 """
 
 import json
@@ -13,25 +13,25 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_pa
 
 Config = TypeVar("Config")
 
-# What an attribute's docstring says is what --help says.
+# --help shows the docstrings of attributes.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
-    """Read a dataclass of settings from `--config FILE.yaml` and flags; later ones win.
+    """Read a dataclass of settings from `--config FILE.yaml` and flags; later values win.
 
-    Every field is a flag, nested ones with a dot (`--data.size 32`).
+    Every field is a flag; nested fields have a dot (`--data.size 32`).
 
     Args:
         config: A dataclass whose fields have types, and docstrings for --help.
-        argv: The words of the command line, or None for the process's own.
+        argv: The command-line arguments; None for those of the process.
 
     Returns:
-        An instance, checked by its own `__post_init__`s.
+        An instance of `config`, checked by its `__post_init__`.
 
     Raises:
-        ValueError: One line: an unknown name, a value of the wrong type, a missing file, or what a
-            `__post_init__` refused with a ValueError.
+        ValueError: If a name is unknown, a value has the wrong type, a file is missing, or a
+            `__post_init__` raises a ValueError. The message is one line.
     """
     parser = ArgumentParser(
         prog=os.path.basename(sys.argv[0]), exit_on_error=False, allow_abbrev=False
@@ -46,40 +46,40 @@ def parse(config: type[Config], argv: Sequence[str] | None = None) -> Config:
         raise ValueError(f"{_one_line(str(error))} (--help lists every setting)") from error
 
 
-def repeated(argv: Sequence[str], *names: str) -> list[str]:
-    """Every `--name A --name B` of these names as the one list that `parse` knows, `--name [A,B]`.
+def join_repeated_flags(argv: Sequence[str], *names: str) -> list[str]:
+    """Join repeated flags, `--name A --name B`, into the list that `parse` reads, `--name [A,B]`.
 
     Raises:
-        ValueError: If one of them comes without a value.
+        ValueError: If one of the flags has no value.
     """
-    found: dict[str, list[str]] = {}
+    values_of: dict[str, list[str]] = {}
     rest, words = [], iter(argv)
     for word in words:
         flag, equals, value = word.partition("=")
         if flag not in {f"--{name}" for name in names}:
             rest.append(word)
             continue
-        given = value if equals else next(words, "--")
-        if given.startswith("--"):
+        argument = value if equals else next(words, "--")
+        if argument.startswith("--"):
             raise ValueError(f"{flag} needs a value")
-        found.setdefault(flag, []).append(given)
-    for flag, values in found.items():
-        alone = len(values) == 1 and values[0].startswith("[")
-        rest += [flag, values[0] if alone else json.dumps(values)]
+        values_of.setdefault(flag, []).append(argument)
+    for flag, values in values_of.items():
+        is_list = len(values) == 1 and values[0].startswith("[")
+        rest += [flag, values[0] if is_list else json.dumps(values)]
     return rest
 
 
 def run_program(main: Callable[[], object]) -> NoReturn:
-    """Run a program's `main`, and exit: 0, or 2 with one line for what its user can mend.
+    """Run `main` and exit with code 0, or with code 2 and one line if it raises a ValueError.
 
-    Under torchrun or accelerate only the first process prints the line.
+    Under torchrun or accelerate, only process 0 prints the line.
     """
     try:
         main()
     except ValueError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {_one_line(str(error))}", file=sys.stderr)
-        # Reading RANK needs no process group: the mistake may come before there is one.
+        # RANK is set before there is a process group.
         sys.exit(2)
     sys.exit(0)
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from accelerate import PartialState
 
 from ddpm_sa import Pipeline
-from ddpm_sa.cli import parse, repeated, run_program
+from ddpm_sa.cli import join_repeated_flags, parse, run_program
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.data.load import open_images
@@ -98,7 +98,7 @@ class Settings(MethodSettings, ModelSettings):
 
 
 def main() -> None:
-    settings = parse(Settings, repeated(sys.argv[1:], "model", "samples"))
+    settings = parse(Settings, join_repeated_flags(sys.argv[1:], "model", "samples"))
     here = join()
     need_matplotlib()
     device = device_of(here, settings.device)

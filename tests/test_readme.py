@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from ddpm_sa import Pipeline, UNet, preset
-from ddpm_sa.cli import parse, repeated
+from ddpm_sa.cli import join_repeated_flags, parse
 from sampling.ablation import Settings as AblationSettings
 from sampling.app import Settings as AppSettings
 from sampling.attention import Settings as AttentionSettings
@@ -55,7 +55,7 @@ def test_commands_in_the_readme_are_understood(command, monkeypatch):
     name = next(word for word in words if word in PROGRAMS)
     rest = words[words.index(name) + 1 :]
     several = name == "sampling/evaluate.py"
-    parse(PROGRAMS[name], repeated(rest, "model") if several else gather_queries(rest))
+    parse(PROGRAMS[name], join_repeated_flags(rest, "model") if several else gather_queries(rest))
 
 
 def test_readme_has_both_of_these():
