@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.data.dataset import Images, prefetched
+from ddpm_sa.data.dataset import Images, prefetch
 from ddpm_sa.data.load import open_images
 from training.config import DataConfig
 from training.draws import Draws
@@ -66,7 +66,7 @@ def ours(images: Images, settings: Settings) -> Batches:
         draw = draws(step)
         return images.tensors(draw.indices, draw.flips)
 
-    return prefetched(make, count())
+    return prefetch(make, count())
 
 
 def diffusers_way(table: datasets.Dataset, settings: Settings, workers: int) -> Batches:

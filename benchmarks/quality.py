@@ -34,7 +34,7 @@ from benchmarks.transcribed import their_pipeline, theirs
 from benchmarks.turns import Start, train_in_turns
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.data.dataset import take_one_processor
+from ddpm_sa.data.dataset import use_one_core
 from ddpm_sa.data.load import open_images
 from ddpm_sa.metrics.distances import frechet_distance
 from training.config import TrainConfig
@@ -146,7 +146,7 @@ def judge(epochs: int) -> Callable[[Sequence[Pipeline], int], list[float]]:
 
     def distances(pipelines: Sequence[Pipeline], num_images: int) -> list[float]:
         # Two pipelines with a processor each make half as many images again as one with two.
-        with ThreadPoolExecutor(torch.get_num_threads(), initializer=take_one_processor) as pool:
+        with ThreadPoolExecutor(torch.get_num_threads(), initializer=use_one_core) as pool:
             return list(pool.map(partial(distance, num_images), pipelines))
 
     return distances

@@ -1,6 +1,6 @@
-"""What the programs of training/ and sampling/ share: reading their flags, ending on a mistake.
+"""Command-line interface of the programs of training/ and sampling/: flags, and errors.
 
-A user's mistake ends in one line and exit code 2; a traceback is for our own bugs.
+A user's mistake is reported in one line and exit code 2; a traceback is for our own bugs.
 """
 
 import argparse
@@ -26,29 +26,29 @@ Config = TypeVar("Config")
 # The installed command. It starts a program with `ddpm-sa NAME` as sys.argv[0].
 COMMAND = "ddpm-sa"
 
-# What an attribute's docstring says is what --help says.
+# --help shows the docstrings of attributes.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def parse(
     config: type[Config], argv: Sequence[str] | None = None, about: str | None = None
 ) -> Config:
-    """Read a dataclass of settings from `--config FILE.yaml` and flags; later ones win.
+    """Read a dataclass of settings from `--config FILE.yaml` and flags; later values win.
 
     Every field is a flag, nested ones with a dot (`--data.size 32`). A YAML file of the folder
     configs/ beside the dataclass's module can be given by its name alone (`--config mnist`).
 
     Args:
         config: A dataclass whose fields have types, and docstrings for --help.
-        argv: The words of the command line, or None for the process's own.
-        about: What --help says first; if None, the docstring of the dataclass's module.
+        argv: The command-line arguments; None for those of the process.
+        about: The first lines of --help; None for the docstring of the dataclass's module.
 
     Returns:
-        An instance, checked by its own `__post_init__`s.
+        An instance of `config`, checked by its `__post_init__`.
 
     Raises:
-        ValueError: One line: an unknown name, a value of the wrong type, a missing file, or what a
-            `__post_init__` refused with a ValueError.
+        ValueError: If a name is unknown, a value has the wrong type, a file is missing, or a
+            `__post_init__` raises a ValueError. The message is one line.
     """
     home = sys.modules[config.__module__]
     parser = ArgumentParser(
@@ -70,7 +70,7 @@ def parse(
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the lines of the description, which shows commands: those that are typed here."""
+    """Keeps the line breaks of the description, and shows commands as they were typed."""
 
     def format_help(self) -> str:
         return as_started(super().format_help())
@@ -87,7 +87,7 @@ class _ConfigFile(ActionConfigFile):
     def __call__(
         self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
     ) -> None:
-        # A folder may well be called mnist; a file of that name is what is meant.
+        # A file of that name takes precedence; a folder may well be called mnist.
         if values in self.named and not Path(values).is_file():
             values = str(self.named[values])
         elif self.named and re.fullmatch(r"\w+", values) and not Path(values).exists():
@@ -102,10 +102,10 @@ class _ConfigFile(ActionConfigFile):
 
 
 def as_started(text: str) -> str:
-    """A text that names programs by their files, in the words of the command if it runs.
+    """Rewrite a text that names programs by their files for users of the installed command.
 
-    `python sampling/sample.py` becomes `ddpm-sa sample` in a process that `ddpm-sa` started, and
-    stays as it is in one that `python sampling/sample.py` started.
+    `python sampling/sample.py` becomes `ddpm-sa sample` if this process was started by `ddpm-sa`;
+    otherwise the text stays as it is.
     """
     if not sys.argv[0].startswith(f"{COMMAND} "):
         return text
@@ -116,46 +116,46 @@ def as_started(text: str) -> str:
 
 
 def command_line() -> str:
-    """The line that starts this program again with the same settings."""
+    """The command line that repeats this program with the same settings."""
     command, _, name = sys.argv[0].partition(" ")
     start = [COMMAND, name] if command == COMMAND else ["python", sys.argv[0]]
     return shlex.join([*start, *sys.argv[1:]])
 
 
-def repeated(argv: Sequence[str], *names: str) -> list[str]:
-    """Every `--name A --name B` of these names as the one list that `parse` knows, `--name [A,B]`.
+def join_repeated_flags(argv: Sequence[str], *names: str) -> list[str]:
+    """Join repeated flags, `--name A --name B`, into the list that `parse` reads, `--name [A,B]`.
 
     Raises:
-        ValueError: If one of them comes without a value.
+        ValueError: If one of the flags has no value.
     """
-    found: dict[str, list[str]] = {}
+    values_of: dict[str, list[str]] = {}
     rest, words = [], iter(argv)
     for word in words:
         flag, equals, value = word.partition("=")
         if flag not in {f"--{name}" for name in names}:
             rest.append(word)
             continue
-        given = value if equals else next(words, "--")
-        if given.startswith("--"):
+        argument = value if equals else next(words, "--")
+        if argument.startswith("--"):
             raise ValueError(f"{flag} needs a value")
-        found.setdefault(flag, []).append(given)
-    for flag, values in found.items():
-        alone = len(values) == 1 and values[0].startswith("[")
-        rest += [flag, values[0] if alone else json.dumps(values)]
+        values_of.setdefault(flag, []).append(argument)
+    for flag, values in values_of.items():
+        is_list = len(values) == 1 and values[0].startswith("[")
+        rest += [flag, values[0] if is_list else json.dumps(values)]
     return rest
 
 
 def run_program(main: Callable[[], object]) -> NoReturn:
-    """Run a program's `main`, and exit: 0, or 2 with one line for what its user can mend.
+    """Run `main` and exit with code 0, or with code 2 and one line if it raises a ValueError.
 
-    Under torchrun or accelerate only the first process prints the line.
+    Under torchrun or accelerate, only process 0 prints the line.
     """
     try:
         main()
     except ValueError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {_one_line(str(error))}", file=sys.stderr)
-        # Reading RANK needs no process group: the mistake may come before there is one.
+        # RANK is set before there is a process group.
         sys.exit(2)
     sys.exit(0)
 

@@ -1,4 +1,4 @@
-"""Several processes that do one thing: how they meet, and decide together."""
+"""Join a group of processes, and run an action in process 0 for all of them."""
 
 import os
 from collections.abc import Callable
@@ -13,28 +13,28 @@ Result = TypeVar("Result")
 
 
 def join() -> PartialState:
-    """Meet the other processes that torchrun, accelerate or a cluster started, if any.
+    """Join the other processes that torchrun, accelerate or a cluster started, if any.
 
     Raises:
-        ValueError: If they were started in a way that accelerate does not recognise.
+        ValueError: If accelerate does not recognise how they were started.
     """
-    here = PartialState(cpu=without_accelerator(), **_store_of_this_attempt())
+    state = PartialState(cpu=without_accelerator(), **_store_of_this_attempt())
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != here.num_processes:
+    if started != state.num_processes:
         raise ValueError(
-            f"{started} processes were started but each sees {here.num_processes}; start them by "
-            "torchrun --nproc_per_node or accelerate launch"
+            f"{started} processes were started but each sees {state.num_processes}; start them "
+            "with torchrun --nproc_per_node or accelerate launch"
         )
-    return here
+    return state
 
 
 def _store_of_this_attempt() -> dict[str, Any]:
-    """Where processes that torchrun has started again find each other: what PartialState passes on.
+    """Return PartialState's arguments for a store of its own after torchrun has restarted.
 
-    torchrun keeps one store for all its attempts (seen with torch 2.13), in which the addresses of
-    the one that ended still lie; who reads them before they are replaced waits for what is gone.
-    The number of the attempt is the same within a node alone: for several nodes there is
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    torchrun keeps one store for all its attempts (observed with torch 2.13). It still has the
+    addresses of the previous attempt; a process that reads them before they are overwritten waits
+    for processes that no longer exist. The number of the attempt is the same only within a node:
+    for several nodes, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -47,22 +47,25 @@ def _store_of_this_attempt() -> dict[str, Any]:
 
 
 def leave() -> None:
-    """Part from the other processes."""
+    """Leave the process group."""
     PartialState().destroy_process_group()
 
 
 def by_process_0(
-    action: Callable[[], Result], problem: str = "", way_out: str = "mend that, then start again"
+    action: Callable[[], Result], problem: str = "", way_out: str = "fix that, then start again"
 ) -> Result:
-    """What process 0 alone does or finds, known to all; where it fails, all fail, and none waits.
+    """Run an action in process 0 and return its result in every process.
+
+    If the action fails, every process raises the error, so that none waits for another.
 
     Args:
-        action: What to do there.
-        problem: What it means that the disk does not serve.
-        way_out: What to do about it.
+        action: What process 0 runs.
+        problem: Start of the message if a file cannot be read or written.
+        way_out: End of that message: what the user can do about it.
 
     Raises:
-        ValueError: In every process, if what was done raised one or the disk did not serve.
+        ValueError: In every process, if the action raises a ValueError, an OSError or a
+            SafetensorError.
     """
     outcome: list[Any] = [None, None]
     cause = None
@@ -73,7 +76,8 @@ def by_process_0(
             cause = error
             outcome[1] = f"{problem}: {error}; {way_out}"
         except ValueError as error:
-            cause, outcome[1] = error, str(error)
+            cause = error
+            outcome[1] = str(error)
     result, failure = broadcast_object_list(outcome)
     if failure is not None:
         raise ValueError(failure) from cause
@@ -81,6 +85,6 @@ def by_process_0(
 
 
 def without_accelerator() -> bool:
-    """Whether the run is the CPU's; accelerate joins CPU processes only if it is told so."""
-    asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-    return asked or not torch.accelerator.is_available()
+    """Whether to run on the CPU, which accelerate must be told to join CPU processes."""
+    requested = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    return requested or not torch.accelerator.is_available()

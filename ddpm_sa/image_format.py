@@ -1,7 +1,7 @@
-"""Images as people keep them, and tensors in [-1, 1] as networks want them, without loss between.
+"""Convert between stored images and tensors in [-1, 1], without loss.
 
-`images.json` in a model's folder says how deep the pixels are and which values became -1 and 1, so
-that what is sampled has the values of what was trained on.
+`images.json` in a model folder records the bit depth and which values are mapped to -1 and 1, so
+that samples have the same values as the training images.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from torch import Tensor
 
 FILE_NAME = "images.json"
 DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}
-# (channels, bits) that a PNG file holds, and Pillow writes; it cuts colour of 16 bits to 8.
+# (channels, bits) of the PNG files that Pillow writes; it reduces 16-bit colour to 8 bits.
 PICTURES = {(1, 8), (3, 8), (4, 8), (1, 16)}
 
 Pixels = NDArray[np.uint8 | np.uint16 | np.float32]
@@ -27,14 +27,14 @@ Pixels = NDArray[np.uint8 | np.uint16 | np.float32]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFormat:
-    """What a network's images are, as `images.json` in its folder keeps it.
+    """Format of a network's images, as stored in `images.json` of its model folder.
 
     Attributes:
-        channels: 1 is grey, 3 is RGB, 4 is RGBA; a network may have any number.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA; any other number is possible.
         size: (height, width) in pixels.
-        bit_depth: Bits of one stored value: 8 and 16 are whole numbers from 0, 32 is float32.
-        value_range: The stored values that become -1 and 1.
-        labels: Names of the classes, in the order of their numbers, or None.
+        bit_depth: Bits per stored value: 8 and 16 for unsigned integers, 32 for float32.
+        value_range: The stored values that are mapped to -1 and 1.
+        labels: Names of the classes in the order of their indices, or None.
 
     Raises:
         ValueError: If a value is out of range.
@@ -60,31 +60,32 @@ class ImageFormat:
         largest = 2**self.bit_depth - 1
         if self.bit_depth < 32 and not 0 <= self.value_range[0] < self.value_range[1] <= largest:
             raise ValueError(
-                f"value_range={self.value_range} must be within 0 and {largest}, the values of "
+                f"value_range={self.value_range} must be within 0 and {largest}, the range of "
                 f"{self.bit_depth} bits"
             )
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image's tensor."""
+        """(C, H, W), the shape of one image's tensor."""
         return self.channels, *self.size
 
     @property
     def dtype(self) -> type[np.uint8] | type[np.uint16] | type[np.float32]:
-        """The type of a stored value."""
+        """The dtype of stored images."""
         return DTYPES[self.bit_depth]
 
     @property
     def is_picture(self) -> bool:
-        """Whether a PNG holds it: grey, RGB or RGBA of 8 bits, or grey of 16."""
+        """Whether a PNG can store it: grey, RGB or RGBA of 8 bits, or grey of 16 bits."""
         return (self.channels, self.bit_depth) in PICTURES
 
     @property
     def suffix(self) -> str:
-        """Of a file that holds an image without loss: .png where one can, else .npy."""
+        """Suffix of a file that stores an image without loss: .png if possible, else .npy."""
         return ".png" if self.is_picture else ".npy"
 
     def save(self, folder: str | Path) -> None:
+        """Write `images.json` into a folder."""
         text = json.dumps(dataclasses.asdict(self), indent=2)
         (Path(folder) / FILE_NAME).write_text(text + "\n")
 
@@ -93,7 +94,8 @@ class ImageFormat:
         """Read a folder's `images.json`.
 
         Raises:
-            ValueError: If it isn't there, is no JSON, or lacks, misnames or misuses a field.
+            ValueError: If the file does not exist or is not JSON, or a field is missing, unknown or
+                invalid.
         """
         path = Path(folder) / FILE_NAME
         try:
@@ -105,29 +107,31 @@ class ImageFormat:
 
 
 def padded_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """The least (height, width) that holds an image of this size and can be halved.
+    """Return the smallest (height, width) that contains an image and is divisible by `multiple`.
 
     Args:
         size: (height, width) of an image.
-        multiple: What both must be a multiple of: 2 for each level of the network but the lowest.
+        multiple: 2 to the number of times that the network halves the image.
     """
     height, width = (math.ceil(side / multiple) * multiple for side in size)
     return height, width
 
 
 def to_tensor(images: Pixels, value_range: tuple[float, float] | None = None) -> Tensor:
-    """(x - low) / ((high - low) / 2) - 1; for 8 bits x / 127.5 - 1, as the paper's code has it.
+    """Scale to [-1, 1]: (x - low) / ((high - low) / 2) - 1.
+
+    For 8 bits this is x / 127.5 - 1, as in the code of Ho et al. (2020).
 
     Args:
         images: uint8, uint16 or float32, (N, H, W, C) or (H, W, C).
-        value_range: (low, high), which become -1 and 1; (0, 255) for uint8, if None.
+        value_range: (low, high), which are mapped to -1 and 1; None is (0, 255), for uint8 only.
 
     Returns:
         float32, (N, C, H, W) or (C, H, W); in [-1, 1] if the values are within their range.
 
     Raises:
-        ValueError: If the array is of another type or has other than 3 or 4 axes, or if images
-            that are not of 8 bits come without their range.
+        ValueError: If the array has another dtype or not 3 or 4 axes, or value_range is None and
+            the images are not uint8.
     """
     if images.dtype not in (np.uint8, np.uint16, np.float32) or images.ndim not in (3, 4):
         raise ValueError(
@@ -138,28 +142,28 @@ def to_tensor(images: Pixels, value_range: tuple[float, float] | None = None) ->
         raise ValueError(f"images of {images.dtype} need their value_range, such as (0, 65535)")
     low, high = value_range or (0, 255)
     x = rearrange(torch.tensor(images), "... h w c -> ... c h w")
-    # Laid out anew: convolutions take the order of their input for what the network wants.
+    # Contiguous: convolutions take the memory format of their input for the whole network.
     x = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     return (x - low if low else x) / ((high - low) / 2) - 1
 
 
 def from_tensor(x: Tensor, image_format: ImageFormat) -> Pixels:
-    """The stored values, `to_tensor`'s inverse; what lies outside [-1, 1] is clipped.
+    """Convert a tensor to stored values, the inverse of `to_tensor`; clipped to [-1, 1].
 
-    8 and 16 bits come back exactly, since float32 holds 24; float32 to its own precision.
+    8 and 16 bits are restored exactly, since float32 has 24; float32 to its own precision.
 
     Args:
         x: Any floating type, (N, C, H, W) or (C, H, W), in [-1, 1].
-        image_format: Says the type and range of the stored values.
+        image_format: Gives the dtype and range of the stored values.
 
     Returns:
         uint8, uint16 or float32, (N, H, W, C) or (H, W, C).
     """
     low, high = image_format.value_range
     half = (high - low) / 2
-    # Floats in float64: a range far from 0 would cost them digits.
-    kind = torch.float64 if image_format.bit_depth == 32 else torch.float32
-    values = x.detach().cpu().to(kind) * half + (low + half)
+    # Floats in float64: a range far from 0 would lose digits.
+    dtype = torch.float64 if image_format.bit_depth == 32 else torch.float32
+    values = x.detach().cpu().to(dtype) * half + (low + half)
     if image_format.bit_depth < 32:
         values = values.round()
     values = rearrange(values.clamp(low, high), "... c h w -> ... h w c").numpy()
@@ -167,7 +171,7 @@ def from_tensor(x: Tensor, image_format: ImageFormat) -> Pixels:
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """The nearest of 256 values, whatever [-1, 1] stands for; what lies outside is clipped.
+    """Quantise [-1, 1] to the nearest of 256 values, whatever the stored values; clipped.
 
     Args:
         images: Any floating type, (N, C, H, W) or (C, H, W), in [-1, 1].
@@ -180,31 +184,31 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
 
 
 def visible(images: Tensor) -> NDArray[np.uint8]:
-    """What an eye may look at: `to_uint8`, of the first channel where they are no colours.
+    """Convert images for display: `to_uint8`, of the first channel alone unless RGB or RGBA.
 
     Args:
         images: (N, C, H, W), in [-1, 1].
 
     Returns:
-        uint8, (N, H, W, 1), grey, if C is 1, 2 or above 4; else (N, H, W, C), RGB or RGBA.
+        uint8, (N, H, W, C), RGB or RGBA, if C is 3 or 4; else (N, H, W, 1), grey.
     """
     return to_uint8(images if images.shape[1] in (3, 4) else images[:, :1])
 
 
 def to_pil(images: Pixels) -> list[Image.Image]:
-    """One picture an image.
+    """Convert each image to a Pillow image.
 
     Args:
         images: uint8, (N, H, W, C) with C 1 (grey), 3 (RGB) or 4 (RGBA); or uint16 with C 1.
 
     Raises:
-        ValueError: If Pillow has no such picture.
+        ValueError: If Pillow cannot represent such images.
     """
     bits = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}.get(images.dtype)
     if images.ndim != 4 or (images.shape[-1], bits) not in PICTURES:
         raise ValueError(
-            f"images of {images.dtype} and shape {images.shape} are no pictures: (N, H, W, C) of "
-            "uint8 with 1, 3 or 4 channels is, and of uint16 with 1"
+            f"images of {images.dtype} and shape {images.shape} cannot be Pillow images: they must "
+            "be (N, H, W, C), of uint8 with 1, 3 or 4 channels, or of uint16 with 1"
         )
     return [
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in images
@@ -212,24 +216,24 @@ def to_pil(images: Pixels) -> list[Image.Image]:
 
 
 def from_pil(pictures: Sequence[Image.Image]) -> Pixels:
-    """`to_pil`'s inverse, for pictures of one mode and one size: (N, H, W, C)."""
+    """Convert Pillow images of one mode and size to (N, H, W, C), the inverse of `to_pil`."""
     images = np.stack([np.asarray(picture) for picture in pictures])
     return images[..., None] if images.ndim == 3 else images
 
 
 def image_grid(images: Pixels, columns: int | None = None) -> Image.Image:
-    """All images in one picture, row by row; places left over are black.
+    """Arrange images in a grid, row by row; empty cells are black.
 
     Args:
-        images: As `to_pil` takes them.
-        columns: Images in a row; as many as make the grid nearly square, if None.
+        images: As for `to_pil`.
+        columns: Images per row; None makes the grid nearly square.
 
     Raises:
-        ValueError: If there is no image, columns is below 1, or they are no pictures.
+        ValueError: If there is no image, columns is below 1, or `to_pil` cannot convert them.
     """
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     if len(images) < 1 or columns < 1:
         raise ValueError(f"a grid of {len(images)} images in {columns} columns cannot be drawn")
     missing = -len(images) % columns
-    whole = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
-    return to_pil(rearrange(whole, "(r c) h w k -> 1 (r h) (c w) k", c=columns))[0]
+    cells = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
+    return to_pil(rearrange(cells, "(r c) h w k -> 1 (r h) (c w) k", c=columns))[0]

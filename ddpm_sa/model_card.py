@@ -1,4 +1,4 @@
-"""The README.md of a model folder, its model card."""
+"""The model card: README.md of a model folder."""
 
 from string import Template
 from typing import Any
@@ -16,7 +16,7 @@ tags: [ddpm, diffusion, self-attention, ddpm_sa]
 $grid
 A DDPM U-Net (Ho et al. 2020) with self-attention over pixels: $parameters parameters\
 $classes. It predicts "$prediction" over \
-$timesteps timesteps with the "$betas" schedule. Its images have $bits bits a value; \
+$timesteps timesteps with the "$betas" schedule. Its images have $bits bits per value; \
 -1 and 1 stand for $low and $high (`images.json`).
 
 ## With ddpm_sa
@@ -38,7 +38,7 @@ pipeline = DDPMPipeline.from_pretrained("path/to/this/folder")
 images = pipeline(batch_size=16, num_inference_steps=$timesteps$array).images$crop""")
 
 CONDITIONAL = Template("""\
-# DDPMPipeline opens this folder, but passes no class labels: so the loop is written out.
+# DDPMPipeline opens this folder but passes no class labels, so the loop is written out.
 import torch
 from diffusers import DDPMPipeline
 
@@ -60,13 +60,13 @@ def model_card(
     num_parameters: int,
     grid: str | None = None,
 ) -> str:
-    """The text of README.md.
+    """Return the text of README.md.
 
     Args:
-        image_format: What the images are.
-        unet, scheduler: The configurations of both.
-        num_parameters: Of the network.
-        grid: File name of a picture of samples that lies beside it, or None.
+        image_format: Format of the images.
+        unet, scheduler: The configurations of the network and the scheduler.
+        num_parameters: Number of parameters of the network.
+        grid: File name of an image grid of samples in the same folder, or None.
     """
     channels, (height, width) = image_format.channels, image_format.size
     num_classes = unet["num_class_embeds"]
@@ -87,7 +87,7 @@ def model_card(
         "high": f"{high:g}",
         "num_classes": num_classes,
         "timesteps": scheduler["num_train_timesteps"],
-        # numpy_to_pil knows grey and RGB alone.
+        # numpy_to_pil converts only grey and RGB.
         "array": "" if channels in (1, 3) else ', output_type="np"',
     }
     return CARD.substitute(
@@ -105,8 +105,8 @@ def model_card(
 
 
 def _diffusers_alone(unet: dict[str, Any], facts: dict[str, Any]) -> str:
-    lacking = not_in_diffusers(unet)
-    if lacking is not None:
-        return f"It does not open there: {lacking}."
-    lines = (CONDITIONAL if facts["num_classes"] else PLAIN).substitute(facts)
-    return f"```python\n{lines}\n```"
+    reason = not_in_diffusers(unet)
+    if reason is not None:
+        return f"diffusers alone cannot open it: {reason}."
+    code = (CONDITIONAL if facts["num_classes"] else PLAIN).substitute(facts)
+    return f"```python\n{code}\n```"

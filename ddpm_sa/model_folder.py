@@ -1,4 +1,4 @@
-"""A model folder: found, read, and written whole or not at all."""
+"""Find, read, replace and upload model folders."""
 
 import contextlib
 import json
@@ -24,13 +24,13 @@ OUR_FILES = {
     "README.md",
     GRID_NAME,
 }
-# In the folder of each, or at the root, as in old repositories.
+# In its own folder, or at the root as in old repositories.
 NETWORK_CONFIGS = ("unet/config.json", "config.json")
 SCHEDULER_CONFIGS = ("scheduler/scheduler_config.json", "scheduler_config.json")
 
 
-# What is fetched of a hub repository, which may hold much else: other networks, other formats, and
-# variants such as fp16.
+# Downloaded from a Hub repository, with the weights. Other networks, formats and variants (fp16)
+# are not.
 CONFIGS = (*NETWORK_CONFIGS, *SCHEDULER_CONFIGS, "model_index.json", FILE_NAME)
 
 
@@ -42,10 +42,10 @@ def _weights(suffix: str) -> list[str]:
 
 
 def local_folder(folder_or_repo: str | os.PathLike) -> Path:
-    """The folder itself, without a look at the network; or a hub repository's, in the cache.
+    """Return a local folder as it is, or download a Hub repository into the cache.
 
     Raises:
-        ValueError: If there is neither.
+        ValueError: If it is neither a local folder nor a repository.
     """
     folder = Path(folder_or_repo)
     if folder.exists():
@@ -64,54 +64,57 @@ def local_folder(folder_or_repo: str | os.PathLike) -> Path:
 
 
 def first_file(folder: Path, names: Sequence[str]) -> Path:
-    """The first of the named files that the folder has.
+    """Return the first of the named files that exists in the folder.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If none of them exists.
     """
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise ValueError(f"{folder} is no model folder: it has neither {' nor '.join(names)}")
+    raise ValueError(f"{folder} is not a model folder: it has neither {' nor '.join(names)}")
 
 
 def load_scheduler(folder: Path) -> Any:
-    """The diffusers scheduler of a model folder.
+    """Load the diffusers scheduler of a model folder.
 
     The folder may come from anybody, so the name in it chooses among schedulers and nothing else:
     DiffusionPipeline.from_pretrained, for one, would run Python files of the folder.
 
     Raises:
-        ValueError: If there is none, or diffusers has none of that name, or cannot use it here.
+        ValueError: If there is none, diffusers has none of that name, or it needs a missing package.
     """
     path = first_file(folder, SCHEDULER_CONFIGS)
     try:
         name = json.loads(path.read_text()).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no scheduler's configuration: {error}") from error
+        raise ValueError(f"{path} is not the configuration of a scheduler: {error}") from error
     kind: Any = getattr(diffusers, str(name), None)
     # Where a package is missing, diffusers has a stand-in of the same name.
     missing = getattr(kind, "_backends", None)
     if str(name).endswith("Scheduler") and missing:
-        raise ValueError(f"{path} is of {name}, which needs {' and '.join(missing)}")
+        raise ValueError(f"{path} has _class_name={name!r}, which needs {' and '.join(missing)}")
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise ValueError(f"{path} is of {name!r}, which is no scheduler of diffusers")
+        raise ValueError(f"{path} has _class_name={name!r}, which is not a scheduler of diffusers")
     return kind.from_pretrained(path.parent)
 
 
 @contextlib.contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` if the block ends well.
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that replaces `folder` if the block raises no error.
 
     Raises:
-        ValueError: If `folder` holds anything that is no part of a model.
+        ValueError: If `folder` holds a file that is not part of a model.
     """
     folder = folder.absolute()
-    strange = (
+    foreign = (
         sorted({entry.name for entry in folder.iterdir()} - OUR_FILES) if folder.exists() else []
     )
-    if strange:
-        raise ValueError(f"{folder} holds {strange[0]}, which is no part of a model; not replaced")
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {foreign[0]}, which is not part of a model, so it is not replaced; "
+            "choose another folder"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new, old = Path(temporary) / "new", Path(temporary) / "old"
@@ -135,31 +138,32 @@ def write_card(
     grid: Image.Image | None = None,
     about: str = "",
 ) -> None:
-    """Write README.md, and the picture of samples that it shows.
+    """Write README.md, and the image grid of samples that it shows.
 
     Args:
         folder: The model folder.
-        grid: The picture, if there is one.
-        about: Further text in Markdown.
-        image_format, unet, scheduler, num_parameters: As of `model_card`.
+        grid: Image grid of samples, or None.
+        about: Text in Markdown to append.
+        image_format, unet, scheduler, num_parameters: As in `model_card`.
     """
     if grid is not None:
         grid.save(folder / GRID_NAME)
     text = model_card(image_format, unet, scheduler, num_parameters, grid and GRID_NAME)
-    whole = f"{text}\n{about}" if about else text
-    (folder / "README.md").write_text(whole, encoding="utf-8")
+    if about:
+        text += f"\n{about}"
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def upload(folder: Path, repo_id: str, private: bool | None, token: str | None) -> str:
-    """Put a model folder into a repository of the hub, made if there is none; returns its URL.
+    """Upload a model folder to a Hub repository, which is created if needed; return its URL.
 
     Raises:
-        ValueError: If the hub cannot be reached or refuses.
+        ValueError: If the Hub cannot be reached or refuses the upload.
     """
     try:
         url = create_repo(repo_id, private=private, token=token, exist_ok=True)
         upload_folder(repo_id=url.repo_id, folder_path=folder, token=token)
-    # Its HTTP library has errors of its own, others from version to version.
+    # The client's HTTP library, and so the class of its errors, changes between versions.
     except Exception as error:
-        raise ValueError(f"{repo_id} could not be pushed to the hub: {error}") from error
+        raise ValueError(f"{repo_id} could not be pushed to the Hub: {error}") from error
     return str(url)

@@ -340,7 +340,7 @@ class Pipeline(DiffusionPipeline):
         Raises:
             ValueError: If the folder holds anything that is no part of a model.
         """
-        with model_folder.replaced(Path(folder)) as temporary:
+        with model_folder.replace_folder(Path(folder)) as temporary:
             if not_in_diffusers(self.unet.config) is None:
                 unet = self.unet.to_diffusers() if isinstance(self.unet, UNet) else self.unet
                 DDPMPipeline(unet, self.scheduler).save_pretrained(temporary)

@@ -1,8 +1,8 @@
-"""Random numbers as a function of where they are used, not of when.
+"""Random numbers that depend on where they are used, not on when.
 
-Every draw of this package is addressed: (seed, purpose, position...) is hashed to a generator of
-its own. So an image has the same noise whatever the batch size, the number of processes or the
-other images asked for, and a resumed run needs no saved random state.
+Every draw of this package has an address, (seed, purpose, position...), which is hashed to a
+generator of its own. An image therefore has the same noise for any batch size, number of processes
+or set of images, and a resumed run needs no saved random state.
 """
 
 import zlib
@@ -14,24 +14,24 @@ from torch import Tensor
 
 
 def stream(seed: int, purpose: str, *position: int) -> np.random.Generator:
-    """The generator that belongs to one address.
+    """Return the random generator of one address.
 
     The address is hashed by numpy's `SeedSequence` (O'Neill 2015's seed_seq_fe128 mixing), so that
     neighbouring addresses give independent streams: seed 0 image 5 is not seed 5 image 0.
 
     Args:
         seed: The user's seed, any integer >= 0.
-        purpose: What the numbers are for ("initial", "training noise", ...); purposes never share
-            numbers.
-        position: Integers >= 0 that say where, such as (image, step).
+        purpose: What the numbers are for, such as "initial" or "training noise". Different
+            purposes have independent numbers.
+        position: Integers >= 0, such as (image, step).
 
     Raises:
         ValueError: If the seed or a position is negative.
     """
     if seed < 0 or min(position, default=0) < 0:
         raise ValueError(f"seed={seed} and position={position} must be 0 or greater")
-    # crc32 rather than hash(): Python salts the hash of a string anew in every process.
-    # The length keeps (seed, 1) and (seed, 1, 0) apart, which SeedSequence would pad alike.
+    # crc32 rather than hash(): Python salts the hash of a string in every process.
+    # The length keeps (seed, 1) and (seed, 1, 0) apart, which SeedSequence would pad to the same.
     entropy = [seed, zlib.crc32(purpose.encode()), len(position), *position]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
@@ -39,13 +39,13 @@ def stream(seed: int, purpose: str, *position: int) -> np.random.Generator:
 def standard_normal(
     shape: Sequence[int], seed: int, purpose: str, indices: Sequence[int], step: int = 0
 ) -> Tensor:
-    """Standard normal noise, one stream an image.
+    """Draw standard normal noise, from one random stream per image.
 
     Args:
         shape: Shape of one image's noise, such as (C, H, W).
         seed, purpose: As in `stream`.
         indices: The images' indices, each >= 0; row j depends on indices[j] and step alone.
-        step: The moment within that image's life (a denoising or a training step).
+        step: The denoising or training step.
 
     Returns:
         Noise, (len(indices), *shape), float32, on the CPU.

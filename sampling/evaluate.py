@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from accelerate import PartialState
 
 from ddpm_sa import Pipeline
-from ddpm_sa.cli import parse, repeated, run_program
+from ddpm_sa.cli import join_repeated_flags, parse, run_program
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.metrics.features import open_features
@@ -102,7 +102,7 @@ class Settings(SamplerSettings, ModelSettings):
 
 
 def main() -> None:
-    settings = parse(Settings, repeated(sys.argv[1:], "model", "samples"))
+    settings = parse(Settings, join_repeated_flags(sys.argv[1:], "model", "samples"))
     state = join()
     require_matplotlib()
     device = process_device(state, settings.device)

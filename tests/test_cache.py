@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from ddpm_sa.data.cache import ARRAY, INDEX, Writer, cache_folder, stored
+from ddpm_sa.data.cache import ARRAY, INDEX, Writer, cache_folder, load_or_create
 from tests.runs import ROOT, environment
 
 IMAGES = np.random.default_rng(0).integers(0, 2**16, (5, 3, 4, 2), dtype=np.uint16)
@@ -27,7 +27,7 @@ def make(folder, times=None):
 
 
 def test_store_holds_what_was_written_and_black_where_nothing_was(tmp_path):
-    index, array = stored(tmp_path / "store", make)
+    index, array = load_or_create(tmp_path / "store", make)
     assert index["told"] == "so"
     assert array is not None
     assert array.dtype == np.uint16
@@ -40,7 +40,7 @@ def test_store_holds_what_was_written_and_black_where_nothing_was(tmp_path):
 def test_store_is_made_once(tmp_path):
     times = []
     for _ in range(3):
-        stored(tmp_path / "store", lambda folder: make(folder, times))
+        load_or_create(tmp_path / "store", lambda folder: make(folder, times))
     assert len(times) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "store.lock"]
 
@@ -65,10 +65,10 @@ def remove_the_array(store):
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_the_array, empty_the_index, remove_the_array])
 def test_damaged_store_is_made_anew(tmp_path, damage):
-    stored(tmp_path / "store", make)
+    load_or_create(tmp_path / "store", make)
     damage(tmp_path / "store")
     times = []
-    _, array = stored(tmp_path / "store", lambda folder: make(folder, times))
+    _, array = load_or_create(tmp_path / "store", lambda folder: make(folder, times))
     assert len(times) == 1
     assert array is not None
     np.testing.assert_array_equal(array[4], IMAGES[4])
@@ -80,9 +80,9 @@ def test_a_make_that_fails_leaves_nothing_and_may_be_tried_again(tmp_path):
         raise ValueError("no such image")
 
     with pytest.raises(ValueError, match="no such image"):
-        stored(tmp_path / "store", fail)
+        load_or_create(tmp_path / "store", fail)
     assert [path.name for path in tmp_path.iterdir()] == ["store.lock"]
-    assert stored(tmp_path / "store", make)[0]["told"] == "so"
+    assert load_or_create(tmp_path / "store", make)[0]["told"] == "so"
 
 
 def test_full_disk_is_an_error_with_the_way_out(tmp_path):
@@ -91,9 +91,9 @@ def test_full_disk_is_an_error_with_the_way_out(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
     try:
         with pytest.raises(
-            ValueError, match=r"cannot be kept .* data\.cache_dir, or set data\.mem"
+            ValueError, match=r"cannot be kept .* data\.cache_dir .* or data\.memory"
         ):
-            stored(tmp_path / "store", make)
+            load_or_create(tmp_path / "store", make)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not (tmp_path / "store").exists()
@@ -102,14 +102,14 @@ def test_full_disk_is_an_error_with_the_way_out(tmp_path):
 def test_unwritable_place_is_an_error_with_the_way_out(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot be kept in .*file.*data\.cache_dir"):
-        stored(tmp_path / "file" / "store", make)
+        load_or_create(tmp_path / "file" / "store", make)
 
 
 WAITING = """
 import sys
 from pathlib import Path
-from ddpm_sa.data.cache import stored
-index, array = stored(Path(sys.argv[1]), None)
+from ddpm_sa.data.cache import load_or_create
+index, array = load_or_create(Path(sys.argv[1]), None)
 print(index["told"], array.sum())
 """
 
@@ -124,7 +124,7 @@ def test_other_processes_of_a_machine_wait_for_the_first(tmp_path):
     )
     time.sleep(1)
     assert waiting.poll() is None
-    _, array = stored(tmp_path / "store", make)
+    _, array = load_or_create(tmp_path / "store", make)
     assert array is not None
     said, _ = waiting.communicate(timeout=60)
     assert said.split() == ["so", str(array.sum())]
@@ -134,7 +134,7 @@ def test_a_process_whose_first_is_gone_ends_with_an_error(tmp_path, monkeypatch)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr("ddpm_sa.data.cache.PATIENCE", 0.5)
     with pytest.raises(ValueError, match=r"process 0 .* ended or was never started"):
-        stored(tmp_path / "store", make)
+        load_or_create(tmp_path / "store", make)
     assert not (tmp_path / "store").exists()
 
 
@@ -148,10 +148,10 @@ def test_others_wait_as_long_as_the_first_takes(tmp_path, monkeypatch):
         return make(folder)
 
     with ThreadPoolExecutor(1) as first:
-        made = first.submit(stored, tmp_path / "store", make_slowly)
+        made = first.submit(load_or_create, tmp_path / "store", make_slowly)
         assert started.wait(60)
         monkeypatch.setenv("LOCAL_RANK", "1")
-        index, _ = stored(tmp_path / "store", make)
+        index, _ = load_or_create(tmp_path / "store", make)
         assert index["told"] == "so"
         made.result()
 
@@ -172,5 +172,5 @@ def test_cache_lies_where_the_system_keeps_what_can_be_made_again(monkeypatch, t
 
 
 def test_index_is_json(tmp_path):
-    stored(tmp_path / "store", make)
+    load_or_create(tmp_path / "store", make)
     assert json.loads((tmp_path / "store" / INDEX).read_text())["told"] == "so"

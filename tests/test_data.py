@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_sa.data.dataset import prefetched
+from ddpm_sa.data.dataset import prefetch
 from ddpm_sa.data.load import open_images
 from tests.runs import picture_folder
 from training.config import DataConfig
@@ -261,7 +261,7 @@ def test_what_is_prefetched_takes_one_processor_and_leaves_the_caller_its_own():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert list(prefetched(lambda step: torch.get_num_threads(), range(3))) == [1, 1, 1]
+        assert list(prefetch(lambda step: torch.get_num_threads(), range(3))) == [1, 1, 1]
         assert torch.get_num_threads() == 2
         with ThreadPoolExecutor(1) as another:
             assert another.submit(torch.get_num_threads).result() == 2
@@ -270,9 +270,9 @@ def test_what_is_prefetched_takes_one_processor_and_leaves_the_caller_its_own():
 
 
 def test_prefetched_keeps_the_order_and_passes_errors_on():
-    assert list(prefetched(lambda step: step * step, range(5))) == [0, 1, 4, 9, 16]
-    assert list(prefetched(lambda step: step, range(0))) == []
-    ahead = prefetched(lambda step: 1 // (2 - step), range(5))
+    assert list(prefetch(lambda step: step * step, range(5))) == [0, 1, 4, 9, 16]
+    assert list(prefetch(lambda step: step, range(0))) == []
+    ahead = prefetch(lambda step: 1 // (2 - step), range(5))
     assert next(ahead) == 0
     assert next(ahead) == 1
     with pytest.raises(ZeroDivisionError):

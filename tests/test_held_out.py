@@ -45,13 +45,13 @@ def test_share_is_held_out_once_and_for_all(labelled):
 
 
 def test_held_out_images_are_padded_with_the_others(labelled):
-    images = open_images(replace(labelled, validation=0.2, size="7x8")).padded_to(8, 8)
+    images = open_images(replace(labelled, validation=0.2, size="7x8")).pad_to(8, 8)
     assert images.validation is not None
     assert images.validation.tensors(np.array([0]), NO_FLIPS).shape == (1, 3, 8, 8)
 
 
 def test_padding_mirrors_the_image_below_and_to_the_right(labelled):
-    images = open_images(replace(labelled, size="7x6")).padded_to(8, 8)
+    images = open_images(replace(labelled, size="7x6")).pad_to(8, 8)
     (x,) = images.tensors(np.array([3]), NO_FLIPS)
     whole = open_images(replace(labelled, size="7x6"))
     (image,) = whole.tensors(np.array([3]), NO_FLIPS)
@@ -73,7 +73,8 @@ def test_another_folder_has_the_classes_of_the_first(labelled, tmp_path):
 
 def test_held_out_images_that_are_unlike_the_others_are_refused(labelled, tmp_path):
     other = picture_folder(tmp_path / "others", ("bird",), each=2)
-    with pytest.raises(ValueError, match=r"has class 'bird', which data\.source=.* has not"):
+    message = r"has the class 'bird', which data\.source=.* does not have"
+    with pytest.raises(ValueError, match=message):
         open_images(replace(labelled, validation=str(other)))
     grey = tmp_path / "grey" / "cat"
     grey.mkdir(parents=True)
@@ -85,7 +86,7 @@ def test_held_out_images_that_are_unlike_the_others_are_refused(labelled, tmp_pa
 @pytest.mark.parametrize(
     ("validation", "message"),
     [
-        ("test", "validation=test is no folder or file here"),
+        ("test", "validation=test is not a folder or file"),
         (0.99, r"validation=0\.99 leaves none of 20 images"),
     ],
 )

@@ -3,7 +3,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ddpm_sa.data.labels import check_labels, numbered
+from ddpm_sa.data.labels import check_labels, encode_labels
 from ddpm_sa.data.load import open_images
 from tests.runs import picture_folder
 from training.config import DataConfig
@@ -33,7 +33,7 @@ def test_csv_gives_each_file_its_label_whatever_its_folder(labelled):
 
 
 def test_labels_that_are_numbers_keep_their_order():
-    labels, classes = numbered(["10", "9", "10", "2"])
+    labels, classes = encode_labels(["10", "9", "10", "2"])
     assert classes == ["2", "9", "10"]
     assert labels.tolist() == [2, 1, 2, 0]
 

@@ -45,7 +45,9 @@ def test_a_folder_cannot_have_its_python_files_run(folder: Path, in_subfolder: b
     )
     (place / "harmful.py").write_text(HARMFUL.format(trace=str(trace)))
     for load in (load_scheduler, Pipeline.from_pretrained):
-        with pytest.raises(ValueError, match="'DiffusionPipeline', which is no scheduler") as told:
+        with pytest.raises(
+            ValueError, match="'DiffusionPipeline', which is not a scheduler"
+        ) as told:
             load(folder)
         assert "\n" not in str(told.value)
     assert not trace.exists()
@@ -58,7 +60,7 @@ def test_a_folder_cannot_have_its_python_files_run(folder: Path, in_subfolder: b
 )
 def test_a_name_that_is_no_scheduler_is_refused(folder: Path, name: object) -> None:
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps({"_class_name": name}))
-    with pytest.raises(ValueError, match="which is no scheduler of diffusers"):
+    with pytest.raises(ValueError, match="which is not a scheduler of diffusers"):
         load_scheduler(folder)
 
 

@@ -281,7 +281,7 @@ def test_what_diffusers_has_not_is_saved_as_ours(config, tmp_path):
     again = Pipeline.from_pretrained(tmp_path / "model").unet
     assert_same_weights(again, pipeline.unet)
     assert {name: again.config[name] for name in config} == config
-    assert "does not open there" in (tmp_path / "model" / "README.md").read_text()
+    assert "diffusers alone cannot open it" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_saving_replaces_a_model_and_nothing_else(tmp_path):
@@ -326,7 +326,7 @@ def break_weights(folder: Path) -> None:
             lambda folder: (folder / "scheduler/scheduler_config.json").write_text(
                 '{"_class_name": "Mine"}'
             ),
-            "'Mine', which is no scheduler",
+            "'Mine', which is not a scheduler",
         ),
         (lambda folder: (folder / "images.json").write_text("{"), r"images\.json"),
         (break_weights, r"missing.*conv_in\.weight"),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ddpm_sa.data.resize import fitted, scale
+from ddpm_sa.data.resize import resize, scale
 
 RANDOM = np.random.default_rng(0)
 Y, X = np.indices((40, 60))
@@ -14,16 +14,16 @@ COARSE = WAVES.round().astype(np.uint8)
 
 def test_pictures_are_resized_as_pillow_does():
     expected = ImageOps.fit(Image.fromarray(COARSE), (16, 24), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(fitted(COARSE, (24, 16), "crop"), np.asarray(expected))
+    np.testing.assert_array_equal(resize(COARSE, (24, 16), "crop"), np.asarray(expected))
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
 def test_deep_images_are_resized_as_8_bits_are_but_finer(fit, dtype):
     deep = (WAVES * (257 if dtype == np.uint16 else 1)).astype(dtype)
-    resized = fitted(deep, (24, 20), fit)
+    resized = resize(deep, (24, 20), fit)
     assert (resized.dtype, resized.shape) == (dtype, (24, 20, 3))
-    shallow = fitted(COARSE, (24, 20), fit).astype(float)
+    shallow = resize(COARSE, (24, 20), fit).astype(float)
     fine = resized / (257 if dtype == np.uint16 else 1)
     # 8 bits are rounded before, between and after the two passes of a resize.
     assert abs(fine - shallow).max() <= 1.5
@@ -33,17 +33,17 @@ def test_deep_images_are_resized_as_8_bits_are_but_finer(fit, dtype):
 def test_no_value_is_beyond_those_of_the_image():
     edge = np.zeros((16, 16, 1), np.float32)
     edge[:, 8:] = 1000
-    resized = fitted(edge, (64, 64), "stretch")
+    resized = resize(edge, (64, 64), "stretch")
     assert (resized.min(), resized.max()) == (0, 1000)
     deep = np.where(edge > 0, 4095, 17).astype(np.uint16)
-    assert fitted(deep, (64, 64), "crop").max() == 4095
-    assert fitted(deep, (64, 64), "crop").min() == 17
+    assert resize(deep, (64, 64), "crop").max() == 4095
+    assert resize(deep, (64, 64), "crop").min() == 17
 
 
 def test_an_image_of_that_size_is_left_alone():
     for channels in (1, 2, 3, 4, 7):
         image = RANDOM.integers(0, 2**16, (8, 6, channels), dtype=np.uint16)
-        assert fitted(image, (8, 6), "crop") is image
+        assert resize(image, (8, 6), "crop") is image
 
 
 def test_ratio_is_kept_unless_it_is_stretched():
@@ -52,7 +52,7 @@ def test_ratio_is_kept_unless_it_is_stretched():
     disc = (((y - 40) ** 2 + (x - 60) ** 2 < 30**2) * 255).astype(np.uint8)[..., None]
     extent = {
         fit: [
-            np.ptp(np.flatnonzero(fitted(disc, (40, 40), fit)[..., 0].max(axis) > 127))
+            np.ptp(np.flatnonzero(resize(disc, (40, 40), fit)[..., 0].max(axis) > 127))
             for axis in (0, 1)
         ]
         for fit in ("crop", "pad", "stretch")

@@ -174,7 +174,7 @@ def test_classes_are_given_by_one_number_or_a_list(models, sample, tmp_path):
         (["--cache_interval", 2, "--compile", "true"], "a network that is not compiled"),
         (["--guidance.kind", "pag", "--compile", "true"], "the network is compiled"),
         (["--weights", "raw"], "keep_raw"),
-        (["--model", "."], "no model folder"),
+        (["--model", "."], "not a model folder"),
         (["--model", "no/such/folder"], "no/such/folder is not a local folder"),
     ],
 )

@@ -113,8 +113,8 @@ def test_a_stopped_run_goes_on_with_the_same_bits(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "mnist5k"}, "is no table"),
-        ({"num_classes": None}, r"names no classes; set data\.num_classes"),
+        ({"source": "mnist5k"}, "is not a table"),
+        ({"num_classes": None}, r"does not name its classes; set data\.num_classes"),
         ({"label_column": "kind"}, "has no column 'kind'"),
         ({"split": "test"}, "split test, cannot be read"),
     ],

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddpm_sa.condition import Condition
-from ddpm_sa.data.dataset import Images, prefetched
+from ddpm_sa.data.dataset import Images, prefetch
 from training.config import OptimConfig, TrainConfig
 from training.distributed.fsdp import full_tensor
 from training.draws import Draw, Draws, Layout, seed_dropout
@@ -98,7 +98,7 @@ def make_batches(
 ) -> Iterator[Batch]:
     """This process's batches from update `start` on; each is prefetched during the one before."""
     make = partial(make_batch, images, Draws.from_config(config, images.length), layout)
-    return prefetched(make, range(start, config.steps))
+    return prefetch(make, range(start, config.steps))
 
 
 def make_batch(images: Images, draws: Draws, layout: Layout, step: int) -> Batch:

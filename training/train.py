@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> None:
     config, layout = resolve_settings(config), make_layout(config)
     images = open_images(config.data, config.seed)
     network = build_network(config.model, images, config.seed, config.objective.learned_variance)
-    images = images.padded_to(*height_and_width(network.config["sample_size"]))
+    images = images.pad_to(*height_and_width(network.config["sample_size"]))
     scheduler = make_scheduler(config)
     loss = make_loss(scheduler, config.objective, images.format)
     checkpoint, notes = find_checkpoint(config, images)

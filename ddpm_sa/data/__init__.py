@@ -1,4 +1,4 @@
-"""Images as users have them, found, checked and made of one size, for training and for measures.
+"""Find, check, decode and resize the images of a data set, for training and evaluation.
 
-`load.open_images` is the door; `config.DataConfig` says which images and how.
+The entry point is `load.open_images`; `config.DataConfig` holds its settings.
 """

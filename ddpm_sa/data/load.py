@@ -1,4 +1,4 @@
-"""The images of a run: found, checked, held out, and kept or streamed."""
+"""Open the images of a run: find, check, cache or stream them, and hold out a validation set."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,44 +9,46 @@ from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.data.labels import check_labels
 from ddpm_sa.data.prepare import prepare
-from ddpm_sa.data.sources import has_splits, is_table, mnist5k, open_source
+from ddpm_sa.data.sources import has_splits, is_table, load_mnist5k, open_source
 from ddpm_sa.data.stream import Stream
 from ddpm_sa.image_format import ImageFormat
 from ddpm_sa.randomness import stream
 
 
 def open_images(config: DataConfig, seed: int = 0) -> Images:
-    """Find, check and, where they fit, decode the images of a run.
+    """Find and check the images of a run, and decode them if they fit into the cache.
 
     Args:
-        config: Which.
-        seed: Shuffles what is streamed.
+        config: The data settings.
+        seed: Seed of the shuffling of a streamed table.
 
     Raises:
-        ValueError: For anything that is wrong with them, naming the file or row.
+        ValueError: If anything is wrong with the images, naming the file or row.
     """
     if config.streaming:
-        images = _streamed(config, seed)
+        images = _open_stream(config, seed)
     else:
-        images = _digits(config) if config.source == "mnist5k" else _pictures(config)
+        images = _open_mnist5k(config) if config.source == "mnist5k" else _open_source(config)
     if config.validation is None:
         return images
     if isinstance(config.validation, str):
-        return replace(images, validation=_elsewhere(config, config.validation, images))
+        return replace(images, validation=_open_validation(config, config.validation, images))
     held_out, kept = split(images.length, config.validation)
     return replace(
-        images.part(kept),
+        images.subset(kept),
         notes=images.notes,
         skipped=images.skipped,
-        validation=images.part(held_out),
+        validation=images.subset(held_out),
     )
 
 
 def split(length: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Indices held out and kept, sorted: the same for every seed, so that runs compare.
+    """Split indices into held-out and training ones, each sorted.
+
+    The split is the same for every seed, so that runs can be compared.
 
     Raises:
-        ValueError: If none would be kept.
+        ValueError: If no index is left for training.
     """
     count = max(1, round(share * length))
     if count >= length:
@@ -55,11 +57,12 @@ def split(length: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[:count]), np.sort(order[count:])
 
 
-def _elsewhere(config: DataConfig, place: str, training: Images) -> Images:
-    """Held-out images of another folder, file or split, which must be like those trained on.
+def _open_validation(config: DataConfig, place: str, training: Images) -> Images:
+    """Open the held-out images of another folder, file or split.
 
     Raises:
-        ValueError: If there is no such place, or its images are of another kind or class.
+        ValueError: If there is no such place, or its channels, depth or classes differ from those
+            of the training images.
     """
     there = replace(
         config, validation=None, streaming=False, value_range=training.format.value_range
@@ -70,12 +73,12 @@ def _elsewhere(config: DataConfig, place: str, training: Images) -> Images:
         there = replace(there, split=place)
     else:
         raise ValueError(
-            f"data.validation={place} is no folder or file here, and data.source={config.source} "
-            "has no splits; a share, such as 0.02, holds out some of its images"
+            f"data.validation={place} is not a folder or file, and data.source={config.source} has "
+            "no splits; give a share, such as 0.02, to hold out some of its images"
         )
     if is_table(there):
         there = replace(there, labels=None)  # the CSV file is of the training folder's images
-    images = _pictures(replace(there, num_classes=None))
+    images = _open_source(replace(there, num_classes=None))
     if (images.format.channels, images.format.bit_depth) != (
         training.format.channels,
         training.format.bit_depth,
@@ -89,14 +92,14 @@ def _elsewhere(config: DataConfig, place: str, training: Images) -> Images:
     if labels is not None and images.classes is not None and training.classes is not None:
         if unknown := sorted(set(images.classes) - set(training.classes)):
             raise ValueError(
-                f"data.validation={place} has class {unknown[0]!r}, which data.source="
-                f"{config.source} has not"
+                f"data.validation={place} has the class {unknown[0]!r}, which data.source="
+                f"{config.source} does not have"
             )
         labels = np.array([training.classes.index(name) for name in images.classes])[labels]
     return replace(images, format=training.format, labels=labels)
 
 
-def _streamed(config: DataConfig, seed: int) -> Images:
+def _open_stream(config: DataConfig, seed: int) -> Images:
     stream = Stream(config, seed)
     image_format = ImageFormat(
         channels=stream.channels,
@@ -114,7 +117,7 @@ def _streamed(config: DataConfig, seed: int) -> Images:
     )
 
 
-def _pictures(config: DataConfig) -> Images:
+def _open_source(config: DataConfig) -> Images:
     source = open_source(config)
     prepared = prepare(source, config)
     labels = classes = None
@@ -139,7 +142,7 @@ def _pictures(config: DataConfig) -> Images:
     )
 
 
-def _digits(config: DataConfig) -> Images:
+def _open_mnist5k(config: DataConfig) -> Images:
     if config.labels is not None:
         raise ValueError(
             f"data.labels={config.labels} cannot be used with data.source=mnist5k, which has its "
@@ -150,13 +153,13 @@ def _digits(config: DataConfig) -> Images:
             f"data.value_range={config.value_range} cannot be used with data.source=mnist5k, whose "
             "values 0 and 255 become -1 and 1; leave data.value_range out"
         )
-    images, labels = mnist5k()
+    images, labels = load_mnist5k()
     border = config.height_width[0] - images.shape[1]
     square = len(set(config.height_width)) == 1
     if not square or border < 0 or border % 2 or config.channels not in (None, 1):
         raise ValueError(
-            f"data.source=mnist5k has grey images of 28 x 28, put on black up to an even data.size "
-            f"of 28 or more; not data.size={config.size}, data.channels={config.channels}"
+            "data.source=mnist5k has grey images of 28 x 28, padded with black to an even "
+            f"data.size of 28 or more; not data.size={config.size}, data.channels={config.channels}"
         )
     sides = (border // 2, border // 2)
     padded = np.pad(images, ((0, 0), sides, sides, (0, 0)))

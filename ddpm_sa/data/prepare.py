@@ -1,4 +1,4 @@
-"""From a source to images by index: looked through, checked, and kept decoded where they fit."""
+"""Scan a source, check its images, and cache them decoded if they fit."""
 
 import contextlib
 import hashlib
@@ -15,31 +15,31 @@ import PIL
 from tqdm.auto import tqdm
 
 from ddpm_sa.data.arrays import Encoded, Header, RefusedError
-from ddpm_sa.data.cache import ARRAY, Writer, cache_folder, stored
+from ddpm_sa.data.cache import ARRAY, Writer, cache_folder, load_or_create
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.decode import inspect
-from ddpm_sa.data.resize import fitted, scale
+from ddpm_sa.data.resize import resize, scale
 from ddpm_sa.data.sources import Source
-from ddpm_sa.data.value_range import check_range, note_extremes, value_range_of, whole_range
+from ddpm_sa.data.value_range import check_range, full_range, resolve_value_range, update_extremes
 
-LAYOUT = 1  # of a store; another one is not read
+LAYOUT = 1  # version of the cache folder's layout
 GIB = 2**30
-PIECE = 256  # decoded at once
+CHUNK = 256  # images decoded at once
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Images of one size and kind.
+    """The readable images of a source, with one size, number of channels and dtype.
 
     Attributes:
-        kept: Which of the source they are, (N,) int64.
-        channels, dtype: What each has.
-        value_range: The values that become -1 and 1.
-        read: Images of some indices, (B,) of 0 .. N - 1 -> (B, H, W, C).
-        skipped: What was left out, and why.
-        notes: What is to be said about them.
+        kept: Indices of the images in the source, (N,) int64.
+        channels, dtype: Of every image.
+        value_range: The values that are mapped to -1 and 1.
+        read: Reads images by their indices, (B,) in 0 .. N - 1 -> (B, H, W, C).
+        skipped: The names of images that cannot be read, each with the reason.
+        notes: Warnings about likely mistakes.
     """
 
     kept: np.ndarray
@@ -52,32 +52,32 @@ class Prepared:
 
 
 def prepare(source: Source, config: DataConfig) -> Prepared:
-    """Look through a source, once for all runs with the same settings.
+    """Scan a source, or load the result of an earlier scan with the same settings.
 
     Raises:
-        ValueError: For an image that cannot be read, or is not like the others, naming it.
+        ValueError: If an image cannot be read or differs from the others in kind, naming it.
     """
     settings = [source.identity, LAYOUT, PIL.__version__, *config.height_width, config.fit]
     settings += [config.channels, config.on_error, config.memory, config.value_range is None]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
-    index, array = stored(
-        cache_folder(config.cache_dir) / key, partial(_look_through, source, config)
+    index, array = load_or_create(
+        cache_folder(config.cache_dir) / key, partial(_scan, source, config)
     )
     broken = {int(i): message for i, message in index["broken"].items()}
     kept = np.setdiff1d(np.arange(source.length), list(broken))
-    value_range = value_range_of(source, config, index)
+    value_range = resolve_value_range(source, config, index)
     return Prepared(
         kept=kept,
         channels=index["channels"],
         dtype=index["dtype"],
         value_range=value_range,
-        read=_reader(source, config, index, value_range, kept, array),
+        read=_make_reader(source, config, index, value_range, kept, array),
         skipped=tuple(broken.values()),
         notes=tuple(_notes(config, index, value_range)),
     )
 
 
-def _reader(
+def _make_reader(
     source: Source,
     config: DataConfig,
     index: dict[str, Any],
@@ -87,44 +87,46 @@ def _reader(
 ) -> Callable[[np.ndarray], np.ndarray]:
     if array is not None:
         return array.__getitem__ if len(kept) == len(array) else lambda i: array[kept[i]]
-    bounded = value_range != whole_range(index["dtype"])
+    needs_check = value_range != full_range(index["dtype"])
     pool = ThreadPoolExecutor(config.num_workers)
 
-    def one(i: int) -> np.ndarray:
-        image = pixels(source, config, index["channels"], i)
-        if bounded:
+    def read_one(i: int) -> np.ndarray:
+        image = read_pixels(source, config, index["channels"], i)
+        if needs_check:
             check_range(value_range, image.min(), image.max(), source.name(i))
         return image
 
-    return lambda i: np.stack(list(pool.map(one, kept[i].tolist())))
+    return lambda i: np.stack(list(pool.map(read_one, kept[i].tolist())))
 
 
-def _look_through(source: Source, config: DataConfig, folder: Path) -> dict[str, Any]:
-    """Read all headers, and decode all images if they are kept, or if only that tells enough."""
+def _scan(source: Source, config: DataConfig, folder: Path) -> dict[str, Any]:
+    """Read all headers; decode all images if they are cached, checked or measured."""
     broken: dict[int, str] = {}
-    look = partial(header, source, config.channels)
-    headers = dict(_each(look, range(source.length), config, broken, "looking at images"))
-    _check_any(config, headers, broken)
-    channels, dtype = _common(source, headers)
+    read = partial(read_header, source, config.channels)
+    headers = dict(_process_images(read, range(source.length), config, broken, "reading headers"))
+    _require_any(config, headers, broken)
+    channels, dtype = _common_kind(source, headers)
     size = config.height_width
     shape = (source.length, *size, channels)
     fits = np.prod(shape, dtype=float) * np.dtype(dtype).itemsize <= config.memory * GIB
-    measured = dtype == "float32" and config.value_range is None
+    needs_range = dtype == "float32" and config.value_range is None
     extremes: dict[str, Any] = {}
     checksum = None
     with contextlib.ExitStack() as files:
         writer = None
         if fits:
             writer = Writer(files.enter_context((folder / ARRAY).open("wb")), shape, dtype)
-        if fits or measured or config.on_error == "skip":
-            decode = partial(pixels, source, config, channels)
-            for i, image in _each(decode, list(headers), config, broken, "decoding images"):
-                note_extremes(extremes, i, image)
+        if fits or needs_range or config.on_error == "skip":
+            decode = partial(read_pixels, source, config, channels)
+            for i, image in _process_images(
+                decode, list(headers), config, broken, "decoding images"
+            ):
+                update_extremes(extremes, i, image)
                 if writer is not None:
                     writer.write(i, image)
         if writer is not None:
             checksum = writer.finish()
-    _check_any(config, headers.keys() - broken.keys(), broken)
+    _require_any(config, headers.keys() - broken.keys(), broken)
     return {
         "channels": channels,
         "dtype": dtype,
@@ -135,21 +137,21 @@ def _look_through(source: Source, config: DataConfig, folder: Path) -> dict[str,
     }
 
 
-def _check_any(config: DataConfig, whole: Collection[int], broken: dict[int, str]) -> None:
-    if not whole:
+def _require_any(config: DataConfig, readable: Collection[int], broken: dict[int, str]) -> None:
+    if not readable:
         raise ValueError(
             f"data.source={config.source} holds no image that can be read: {broken[0]}"
         )
 
 
-def _each(
+def _process_images(
     work: Callable[[int], Item],
     indices: Sequence[int],
     config: DataConfig,
     broken: dict[int, str],
-    doing: str,
+    description: str,
 ) -> Iterator[tuple[int, Item]]:
-    """Each index and its work, done by threads; what fails ends it, or goes to `broken`."""
+    """Yield (i, work(i)), computed in threads; an error is raised or added to `broken`."""
 
     def attempt(i: int) -> Item | ValueError:
         try:
@@ -157,13 +159,15 @@ def _each(
         except ValueError as error:
             return error
 
-    # Seen where there is a terminal and something to wait for.
-    bar = tqdm(desc=doing, unit="image", delay=2, leave=False, disable=None, total=len(indices))
+    # Shown in a terminal, after two seconds.
+    bar = tqdm(
+        desc=description, unit="image", delay=2, leave=False, disable=None, total=len(indices)
+    )
     with bar, ThreadPoolExecutor(config.num_workers) as pool:
-        for start in range(0, len(indices), PIECE):
-            some = indices[start : start + PIECE]
-            bar.update(len(some))
-            for i, result in zip(some, pool.map(attempt, some), strict=True):
+        for start in range(0, len(indices), CHUNK):
+            chunk = indices[start : start + CHUNK]
+            bar.update(len(chunk))
+            for i, result in zip(chunk, pool.map(attempt, chunk), strict=True):
                 if not isinstance(result, ValueError):
                     yield i, result
                 elif config.on_error == "stop":
@@ -172,25 +176,32 @@ def _each(
                     broken[i] = str(result)
 
 
-def header(source: Source, channels: int | None, i: int) -> Header:
-    return _named(source, i, channels, lambda encoded: encoded.header)
-
-
-def pixels(source: Source, config: DataConfig, channels: int, i: int) -> np.ndarray:
-    """Image i, decoded and resized: (H, W, C)."""
-    size, fit = config.height_width, config.fit
-    return _named(source, i, channels, lambda encoded: fitted(encoded.pixels(), size, fit))
-
-
-def _named(source: Source, i: int, channels: int | None, use: Callable[[Encoded], Item]) -> Item:
-    """What is made of image i.
+def read_header(source: Source, channels: int | None, i: int) -> Header:
+    """Read the header of image i.
 
     Raises:
-        ValueError: With its name.
+        ValueError: If it is refused or broken, naming it.
     """
+    return _inspect_image(source, i, channels, lambda encoded: encoded.header)
+
+
+def read_pixels(source: Source, config: DataConfig, channels: int, i: int) -> np.ndarray:
+    """Decode and resize image i: (H, W, C).
+
+    Raises:
+        ValueError: If it is refused or broken, naming it.
+    """
+    size, fit = config.height_width, config.fit
+    return _inspect_image(source, i, channels, lambda encoded: resize(encoded.pixels(), size, fit))
+
+
+def _inspect_image(
+    source: Source, i: int, channels: int | None, use: Callable[[Encoded], Item]
+) -> Item:
+    """Open image i and return use(its encoded form); errors get its name."""
     try:
-        with source.open(i) as file:
-            return use(inspect(file, channels))
+        with source.open(i) as image:
+            return use(inspect(image, channels))
     except RefusedError as error:
         raise ValueError(f"{source.name(i)} {error}") from error
     except Exception as error:  # whatever a decoder raises for a broken file
@@ -198,26 +209,26 @@ def _named(source: Source, i: int, channels: int | None, use: Callable[[Encoded]
         raise ValueError(f"{source.name(i)} cannot be decoded: {reason}") from error
 
 
-def _common(source: Source, headers: dict[int, Header]) -> tuple[int, str]:
-    """The channels and the type that all images have.
+def _common_kind(source: Source, headers: dict[int, Header]) -> tuple[int, str]:
+    """Return the number of channels and the dtype that all images share.
 
     Raises:
-        ValueError: Names one of each kind, or one that must be converted.
+        ValueError: If images differ, naming one of each kind, or one must be converted.
     """
     first: dict[tuple[int, str], int] = {}
-    for i, found in headers.items():
-        if found.channels is None:
+    for i, header in headers.items():
+        if header.channels is None:
             raise ValueError(
-                f"{source.name(i)} is {found.kind}, neither grey nor RGB; set data.channels to 1, "
-                "3 (what is transparent becomes white) or 4 (RGBA) to convert every image"
+                f"{source.name(i)} is {header.kind}, neither grey nor RGB; set data.channels to 1, "
+                "3 (transparent pixels become white) or 4 (RGBA) to convert every image"
             )
-        first.setdefault((found.channels, found.dtype), i)
+        first.setdefault((header.channels, header.dtype), i)
     if len(first) > 1:
         (one, i), (other, j) = list(first.items())[:2]
         raise ValueError(
             f"images of two kinds are mixed: {source.name(i)} has {one[0]} channels of {one[1]}, "
             f"{source.name(j)} has {other[0]} of {other[1]}; set data.channels to 1, 3 or 4 to "
-            "convert pictures of 8 bits, or keep the kinds apart"
+            "convert 8-bit pictures, or keep the two kinds in separate folders"
         )
     return next(iter(first))
 
@@ -226,12 +237,12 @@ def _notes(
     config: DataConfig, index: dict[str, Any], value_range: tuple[float, float]
 ) -> Iterator[str]:
     if broken := list(index["broken"].values()):
-        yield f"images left out: {len(broken)} (skipped.txt), such as: {broken[0]}"
+        yield f"{len(broken)} unreadable images are skipped (skipped.txt), such as: {broken[0]}"
     if index["enlarged"]:
-        yield f"{index['enlarged']} images are smaller than {config.size}: enlarged"
+        yield f"{index['enlarged']} images are smaller than {config.size} and are enlarged"
     highest = index["extremes"].get("highest", [value_range[1]])[0]
     if index["dtype"] == "uint16" and highest < value_range[1] / 8:
         yield (
-            f"the highest value is {highest} of {value_range[1]:g}: such images are "
-            "dark; set data.value_range to what they span"
+            f"the highest value is {highest}, of {value_range[1]:g} possible: the network would "
+            "see dark images; set data.value_range to the range of the data"
         )

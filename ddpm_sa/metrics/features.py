@@ -1,4 +1,4 @@
-"""What images are compared by: a network's features, and its class probabilities if it has any."""
+"""Feature extractors: a network's features, and its class probabilities if it has any."""
 
 import hashlib
 import importlib
@@ -19,13 +19,13 @@ KNOWN = ("efficientnet", "inception")
 
 @dataclass(frozen=True)
 class Extractor:
-    """A way to describe images.
+    """A feature extractor.
 
     Attributes:
-        name: As the user names it.
-        space: What its features are called, so that nobody takes them for others.
-        module: Images (B, C, H, W) in [-1, 1] -> features (B, D), or those and logits (B, K).
-        device: Where it takes the images.
+        name: The name that the user gave.
+        space: The name of the feature space, for the names of metrics.
+        module: Images (B, C, H, W) in [-1, 1] -> features (B, D), or (features, logits (B, K)).
+        device: The device of the module.
     """
 
     name: str
@@ -35,34 +35,34 @@ class Extractor:
 
     @property
     def frechet(self) -> str:
-        """What the Fréchet distance in this space is called. FID is Inception's alone."""
+        """Name of the Fréchet distance in this space. Only with Inception is it FID."""
         return "FID" if self.name == "inception" else f"Fréchet distance in {self.space}"
 
     @property
     def kernel(self) -> str:
-        """What the kernel distance in this space is called. KID is Inception's alone."""
+        """Name of the kernel distance in this space. Only with Inception is it KID."""
         return "KID" if self.name == "inception" else f"kernel distance in {self.space}"
 
     @property
     def score(self) -> str:
-        """What exp E KL(p(y|x) || p(y)) is called (Salimans et al. 2016). IS is Inception's."""
+        """Name of exp E KL(p(y|x) || p(y)) (Salimans et al. 2016). Only with Inception is it IS."""
         return "IS" if self.name == "inception" else f"class score in {self.space}"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features, (B, D), and class probabilities, (B, K), or None; float32, on the CPU.
+        """Return float32 features, (B, D), and class probabilities, (B, K), or None; on the CPU.
 
         Raises:
-            ValueError: If images or features are not finite, or the module gives no such features.
+            ValueError: If images or features are not finite, or the module does not return (B, D).
         """
         if not images.isfinite().all():
             raise ValueError("images have values that are not finite")
-        found = self.module(images.to(self.device))
-        features, logits = found if isinstance(found, tuple) else (found, None)
+        output = self.module(images.to(self.device))
+        features, logits = output if isinstance(output, tuple) else (output, None)
         if not isinstance(features, Tensor) or features.shape[:1] != images.shape[:1]:
-            what = tuple(features.shape) if isinstance(features, Tensor) else type(features)
+            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features)
             raise ValueError(
-                f"features={self.name} gave {what} for {len(images)} images, not (B, D)"
+                f"features={self.name} gave {shape} for {len(images)} images, not (B, D)"
             )
         if features.ndim != 2:
             raise ValueError(
@@ -74,7 +74,7 @@ class Extractor:
         return features.float().cpu(), probabilities
 
     def identity(self, shape: tuple[int, int, int]) -> str:
-        """Another one if the features are others: of what it makes of fixed noise.
+        """A hash of the features of fixed noise, which identifies the extractor.
 
         Args:
             shape: (C, H, W) of the images.
@@ -84,40 +84,39 @@ class Extractor:
 
 
 def open_features(name: str, device: torch.device) -> Extractor:
-    """The features of this name: "efficientnet", "inception", or "package.module:attribute".
+    """Open a feature extractor: "efficientnet", "inception", or "package.module:attribute".
 
-    Of the last, the attribute is a function of images, an nn.Module, or a class of one that takes
-    no arguments.
+    The attribute is a function of images, an nn.Module, or a class of one without arguments.
 
     Raises:
-        ValueError: If there is none, or the package that holds it is not installed.
+        ValueError: If the name is unknown, or a package is not installed.
     """
     if name == "efficientnet":
-        network = _coloured(load_efficientnet().to(device), name)
+        network = _accept_grey(load_efficientnet().to(device), name)
         return Extractor(name, "EfficientNet-Lite0 features", network, device)
     if name == "inception":
-        network = _coloured(_inception().to(device), name)
+        network = _accept_grey(_inception().to(device), name)
         return Extractor(name, "Inception-v3 features", network, device)
-    return Extractor(name, f"features of {name}", _named(name, device), device)
+    return Extractor(name, f"features of {name}", _import_features(name, device), device)
 
 
-def _coloured(network: nn.Module, name: str) -> Callable[[Tensor], Any]:
-    """A network of colour pictures, for grey ones too."""
+def _accept_grey(network: nn.Module, name: str) -> Callable[[Tensor], Any]:
+    """Let a network of RGB images accept grey images too."""
     network.eval()
 
-    def of(images: Tensor) -> Any:
+    def evaluate(images: Tensor) -> Any:
         if images.shape[1] not in (1, 3):
             raise ValueError(
-                f"features={name} are of grey or colour images, not of {images.shape[1]} channels; "
-                "name a module of yours: --features package.module:name"
+                f"features={name} are of grey or RGB images, not of {images.shape[1]} channels; "
+                "use a module of your own: --features package.module:name"
             )
         return network(images.expand(-1, 3, -1, -1))
 
-    return of
+    return evaluate
 
 
 def _inception() -> nn.Module:
-    """FID's own network, by torchmetrics, for images in [-1, 1]."""
+    """The Inception network of FID, from torchmetrics, for images in [-1, 1]."""
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -125,7 +124,8 @@ def _inception() -> nn.Module:
     except (ModuleNotFoundError, OSError) as error:
         raise ValueError(
             "features=inception needs torchmetrics, torch-fidelity and its weights: "
-            f"pip install 'ddpm_sa[inception]' ({error}); features=efficientnet needs no download"
+            f"pip install torchmetrics torch-fidelity ({error}); features=efficientnet needs no "
+            "download"
         ) from error
     return _Inception(network)
 
@@ -136,29 +136,31 @@ class _Inception(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        # It takes what a PNG holds.
+        # The network takes uint8 pixels.
         pixels = (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
         features, logits = self.network._torch_fidelity_forward(pixels)
         return features.flatten(1), logits
 
 
-def _named(name: str, device: torch.device) -> Callable[[Tensor], Any]:
+def _import_features(name: str, device: torch.device) -> Callable[[Tensor], Any]:
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):
         raise ValueError(
             f"features={name!r} is unknown; known are {', '.join(KNOWN)}, and "
-            "package.module:name for a module of yours"
+            "package.module:name for a module of your own"
         )
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` has it
+        sys.path.insert(0, os.getcwd())  # as in `python -m`
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
+        module = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"features={name!r} cannot be imported: {error}") from error
-    if isinstance(found, type):
-        found = found()
-    if isinstance(found, nn.Module):
-        return found.eval().to(device)
-    if not callable(found):
-        raise ValueError(f"features={name!r} is a {type(found).__name__}, not a function of images")
-    return found
+    if isinstance(module, type):
+        module = module()
+    if isinstance(module, nn.Module):
+        return module.eval().to(device)
+    if not callable(module):
+        raise ValueError(
+            f"features={name!r} is a {type(module).__name__}, not a function of images"
+        )
+    return module

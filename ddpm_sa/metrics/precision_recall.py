@@ -1,7 +1,7 @@
-"""How much of one set lies among another: precision, recall, density and coverage.
+"""Precision, recall, density and coverage of generated images.
 
-A set's support is taken to be the balls around its images, each as far as its k-th nearest
-neighbour in the set.
+The support of a set is estimated by balls around its images, whose radii are the distances to the
+k-th nearest neighbours within the set.
 """
 
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from torch import Tensor
 
 PRECISION_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, section 2
 DENSITY_NEIGHBOURS = 5  # Naeem et al. 2020, section 3.3
-BLOCK = 512  # rows compared at once
+BLOCK = 512  # rows per distance matrix
 
 
 @dataclass(frozen=True)
 class Shares:
-    """The four numbers of two sets.
+    """Precision, recall, density and coverage.
 
     Attributes:
-        precision: Share of the made images within the real ones' balls: are they realistic
+        precision: Share of generated images within the real images' balls, a measure of realism
             (Kynkäänniemi et al. 2019, eq. 2).
-        recall: Share of the real images within the made ones' balls: is everything there.
-        density: In how many real balls a made image lies, over k; 1 where the sets are of one
-            distribution, and above where they gather where real ones are dense (Naeem et al.
+        recall: Share of real images within the generated images' balls, a measure of diversity.
+        density: Mean number of real balls that contain a generated image, over k; 1 for sets of
+            one distribution, above 1 if samples gather where real images are dense (Naeem et al.
             2020, eq. 3).
-        coverage: Share of the real balls that hold a made image (eq. 4).
+        coverage: Share of real balls that contain a generated image (eq. 4).
     """
 
     precision: float
@@ -34,50 +34,54 @@ class Shares:
     coverage: float
 
 
-def shares(real: Tensor, made: Tensor) -> Shares:
-    """Of features, (N, D) and (M, D), with k = 3 for the first two and k = 5 for the others.
+def shares(real: Tensor, generated: Tensor) -> Shares:
+    """Compare features of real, (N, D), and generated images, (M, D).
+
+    k is 3 for precision and recall, and 5 for density and coverage.
 
     Raises:
-        ValueError: If they have other numbers of features, or no more than k rows.
+        ValueError: If the sets differ in the number of features, or have no more than k rows.
     """
-    if real.shape[1] != made.shape[1]:
-        raise ValueError(f"sets of {real.shape[1]} and {made.shape[1]} features cannot be compared")
-    real, made = real.double(), made.double()
-    near, wide = radii(real, (PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS))
-    (reach,) = radii(made, (PRECISION_NEIGHBOURS,))
+    if real.shape[1] != generated.shape[1]:
+        raise ValueError(
+            f"sets of {real.shape[1]} and {generated.shape[1]} features cannot be compared"
+        )
+    real, generated = real.double(), generated.double()
+    precision_radii, density_radii = radii(real, (PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS))
+    (generated_radii,) = radii(generated, (PRECISION_NEIGHBOURS,))
     precise = within = 0
     recalled = torch.zeros(len(real), dtype=torch.bool)
     nearest = torch.full((len(real),), torch.inf, dtype=torch.float64)
-    for rows, reach_of_rows in zip(made.split(BLOCK), reach.split(BLOCK), strict=True):
+    for rows, row_radii in zip(generated.split(BLOCK), generated_radii.split(BLOCK), strict=True):
         distances = torch.cdist(rows, real)
-        precise += int((distances <= near).any(1).sum())
-        within += int((distances <= wide).sum())
-        recalled |= (distances <= reach_of_rows[:, None]).any(0)
+        precise += int((distances <= precision_radii).any(1).sum())
+        within += int((distances <= density_radii).sum())
+        recalled |= (distances <= row_radii[:, None]).any(0)
         nearest = nearest.minimum(distances.amin(0))
     return Shares(
-        precision=precise / len(made),
+        precision=precise / len(generated),
         recall=float(recalled.double().mean()),
-        density=within / (DENSITY_NEIGHBOURS * len(made)),
-        coverage=float((nearest <= wide).double().mean()),
+        density=within / (DENSITY_NEIGHBOURS * len(generated)),
+        coverage=float((nearest <= density_radii).double().mean()),
     )
 
 
 def radii(x: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:
-    """The distance of each row to its k-th nearest other one, (N,), for each k.
+    """Compute the distance of each row to its k-th nearest neighbour, (N,), for each k.
 
     Raises:
-        ValueError: If there are no k others.
+        ValueError: If there are no more than k rows.
     """
     if len(x) <= max(neighbours):
         raise ValueError(
-            f"{len(x)} images have no {max(neighbours)} neighbours; give {max(neighbours) + 1} "
-            "at least"
+            f"{len(x)} images have no {max(neighbours)} neighbours; give at least "
+            f"{max(neighbours) + 1}"
         )
-    found = []
+    blocks = []
     for start in range(0, len(x), BLOCK):
         distances = torch.cdist(x[start : start + BLOCK], x)
-        # The row itself is left out by its place: rounding may move its distance from 0.
+        # The row itself is excluded by its position, since rounding may move its distance from 0.
         distances.diagonal(start).fill_(torch.inf)
-        found.append(distances.topk(max(neighbours), largest=False).values)
-    nearest = torch.cat(found)
+        blocks.append(distances.topk(max(neighbours), largest=False).values)
+    nearest = torch.cat(blocks)
     return [nearest[:, k - 1] for k in neighbours]

@@ -1,4 +1,4 @@
-"""What is kept of a set of images: enough for every distance, whatever the size of the set."""
+"""Summary of a set of images of any size, from which every metric can be computed."""
 
 import hashlib
 import math
@@ -16,20 +16,21 @@ from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.metrics.features import Extractor
 from ddpm_sa.metrics.moments import Moments
 
-LAYOUT = "1"  # of a file; another one is not read
+LAYOUT = "1"  # version of the file format
 
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """A set of images in terms of an `Extractor`.
+    """Statistics of a set of images, computed with an `Extractor`.
 
     Attributes:
-        features: Mean and covariance of the features, of every image.
-        colours: Those of each image's channel means and mean squares, 2 C numbers in [-1, 1].
-        indices, rows: The features of the images that are kept one by one, (N,) int64 and (N, D)
-            float32, in the order of their indices.
-        classes: Sum of p(y|x) over the images, and of Σ p log p: (K + 1,) float64; K is 0 where
-            the features come without classes.
+        features: Mean and covariance of the features of all images.
+        colours: Mean and covariance of each image's channel means and mean squares, 2 C numbers
+            in [-1, 1].
+        indices, rows: Indices, (N,) int64, and features, (N, D) float32, of the images that are
+            stored individually, sorted by index.
+        classes: Sums over the images of p(y|x) and of Σ p log p, (K + 1,) float64; K is 0 for an
+            extractor without classes.
     """
 
     features: Moments
@@ -40,7 +41,7 @@ class Summary:
 
     @property
     def count(self) -> int:
-        """Images."""
+        """Number of images."""
         return self.features.count
 
     def __add__(self, other: "Summary") -> "Summary":
@@ -56,10 +57,10 @@ class Summary:
 
     @property
     def score(self) -> float | None:
-        """exp E KL(p(y|x) || p(y)) (Salimans et al. 2016, section 4), of all images at once.
+        """exp E KL(p(y|x) || p(y)) (Salimans et al. 2016, section 4) over all images.
 
-        The published numbers are a mean over ten parts of the images, which is lower for few.
-        None where the features come without classes.
+        Published values are a mean over ten parts, which is lower for few images. None for an
+        extractor without classes.
         """
         if len(self.classes) == 1:
             return None
@@ -68,9 +69,9 @@ class Summary:
         return math.exp(float(mean[-1] - torch.special.xlogy(marginal, marginal).sum()))
 
     def channels(self) -> list[dict[str, float]]:
-        """Mean and standard deviation of each channel's pixels, in [-1, 1], and the mean's error.
+        """Return mean, standard deviation ("spread") and standard error of each channel.
 
-        The error is the standard error over images of the mean.
+        The pixels are in [-1, 1]; the standard error of the mean is taken over images.
         """
         C = len(self.colours.mean) // 2
         mean, square = self.colours.mean.split(C)
@@ -86,56 +87,56 @@ class Summary:
 def summarise(
     batches: Iterable[tuple[Sequence[int], Tensor]], extractor: Extractor, kept: int
 ) -> Summary | None:
-    """Of images as they come; None if there are none.
+    """Summarise batches of images; None if there are no images.
 
     Args:
-        batches: The images' indices, and the images, (B, C, H, W) in [-1, 1].
-        extractor: Gives their features.
-        kept: Images below this index are kept one by one, for what compares pairs.
+        batches: Batches of indices and images, (B, C, H, W) in [-1, 1].
+        extractor: The feature extractor.
+        kept: Store the features of images below this index, for metrics of pairs.
 
     Raises:
         ValueError: If images or features are not finite.
     """
-    whole: Summary | None = None
-    for numbers, images in batches:
+    total: Summary | None = None
+    for batch_indices, images in batches:
         rows, probabilities = extractor(images)
-        indices = torch.as_tensor(list(numbers))
-        near = indices < kept
+        indices = torch.as_tensor(list(batch_indices))
+        is_kept = indices < kept
         flat = images.detach().cpu().double().flatten(2)
         part = Summary(
             features=Moments.of(rows),
             colours=Moments.of(torch.cat([flat.mean(2), flat.square().mean(2)], 1)),
-            indices=indices[near],
-            rows=rows[near],
-            classes=_of_classes(probabilities),
+            indices=indices[is_kept],
+            rows=rows[is_kept],
+            classes=_sum_classes(probabilities),
         )
-        whole = part if whole is None else whole + part
-    return whole
+        total = part if total is None else total + part
+    return total
 
 
 def of_all_processes(mine: Summary | None) -> Summary:
-    """The sum over the processes, in their order, on every one of them."""
+    """Sum the summaries of all processes, in the same order in every process."""
     parts = [part for part in gather_object([mine]) if part is not None]
-    whole = parts[0]
+    total = parts[0]
     for part in parts[1:]:
-        whole = whole + part
-    return whole
+        total = total + part
+    return total
 
 
-def _of_classes(probabilities: Tensor | None) -> Tensor:
+def _sum_classes(probabilities: Tensor | None) -> Tensor:
     if probabilities is None:
         return torch.zeros(1, dtype=torch.float64)
-    certain = torch.special.xlogy(probabilities, probabilities).sum()
-    return torch.cat([probabilities.sum(0), certain[None]])
+    negative_entropy = torch.special.xlogy(probabilities, probabilities).sum()
+    return torch.cat([probabilities.sum(0), negative_entropy[None]])
 
 
 def cache_key(*parts: str) -> str:
-    """A file's name for what these say."""
+    """Hash strings that identify a summary into a file name."""
     return hashlib.sha256("\n".join((LAYOUT, *parts)).encode()).hexdigest()[:32]
 
 
 def save_summary(summary: Summary, path: Path) -> None:
-    """Write it, whole or not at all."""
+    """Write a summary atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         "indices": summary.indices,
@@ -151,7 +152,7 @@ def save_summary(summary: Summary, path: Path) -> None:
 
 
 def load_summary(path: Path) -> Summary | None:
-    """What `save_summary` wrote; None if it isn't there or is damaged."""
+    """Load a saved summary; None if it does not exist or is damaged."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

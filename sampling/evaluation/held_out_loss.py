@@ -57,7 +57,7 @@ def evaluate_likelihood(
         raise ValueError("bits per dimension need integer pixel values; these images are float32")
     schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
     batches = process_batches(min(count, images.length), batch_size, state)
-    images = images.padded_to(*pipeline.padded_size)
+    images = images.pad_to(*pipeline.padded_size)
     parts: list[tuple[int, Bound]] = []
     total = len(batches) * len(schedule)
     pipeline.set_progress_bar_config(
@@ -139,7 +139,7 @@ def measure_losses(
     """
     schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
     T = len(schedule)
-    padded = {name: images.padded_to(*pipeline.padded_size) for name, images in sets.items()}
+    padded = {name: images.pad_to(*pipeline.padded_size) for name, images in sets.items()}
     losses: dict[str, Any] = {"timesteps": Buckets(T).names}
     for name, images in padded.items():
         order = stream(seed, LOSS_NOISE, images.length).permutation(count)
