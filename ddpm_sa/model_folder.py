@@ -82,7 +82,7 @@ def load_scheduler(folder: Path) -> Any:
     DiffusionPipeline.from_pretrained, for one, would run Python files of the folder.
 
     Raises:
-        ValueError: If there is none, diffusers has none of that name, or it needs a missing package.
+        ValueError: If there is none, or diffusers has none of that name, or lacks a package for it.
     """
     path = first_file(folder, SCHEDULER_CONFIGS)
     try:
