@@ -1,9 +1,9 @@
-"""What self-attention over pixels costs at each resolution, and what recording it adds.
+"""Time and memory of self-attention over pixels by resolution, with and without recording.
 
     python benchmarks/attention_cost.py
 
-Prints a table: a layer of the paper's width at one image, its time and the most memory that its
-tensors take at once, beside a residual block of the same width, which every level has.
+Prints a table of the time and peak memory of one attention layer of the paper's width on one image,
+compared with a residual block of the same width, which every level has.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ from ddpm_sa.cli import parse, run_program
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to measure.
+    """Settings of the benchmark.
 
     Attributes:
-        channels: Features of each pixel.
+        channels: Channels of the layer.
         sizes: Heights of the square grids.
-        repeats: Timed calls, of which the median counts.
-        queries: Recorded queries.
+        repeats: Timed calls; the median is reported.
+        queries: Number of recorded queries.
     """
 
     channels: int = 256
@@ -82,7 +82,7 @@ def _time(call: Callable[[], Tensor], repeats: int) -> str:
 
 
 def _memory(call: Callable[[], Tensor], recording: contextlib.AbstractContextManager) -> str:
-    """The most that torch's tensors took at once, beyond what there was."""
+    """Measure the peak memory of torch's tensors, above that at the start."""
     with recording, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
     profiler: Any = record.profiler

@@ -1,12 +1,12 @@
-"""How many of a model's digits a classifier of real ones is sure of, and how near they are to them.
+"""Share of a model's digits that a classifier recognises, and their Fréchet distance to real ones.
 
     python benchmarks/digits.py --model runs/demo/model
 
-The classifier learns 4,500 of the 5,000 real digits. Beside the share of samples that it reads
-with a probability above 0.9 stands the same share of the 500 digits that it has not seen, the most
-that can be hoped for. It is as easily sure of a noisy digit as of a clean one: look at them too.
-The Fréchet distance, in its features, is to those 500; compare that of as many samples alone. What
-it learns differs in its last bits with the number of threads.
+The classifier is trained on 4,500 of the 5,000 real digits. The share of samples that it classifies
+with a probability above 0.9 is printed with the same share of the 500 held-out digits, which is the
+upper limit. It is as confident about noisy digits as about clean ones, so look at the samples too.
+The Fréchet distance, in its features, is to the 500 held-out digits; only compare distances of
+equal numbers of samples. Its weights differ in the last bits with the number of threads.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ from sampling.common.sampler_settings import SamplerSettings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(SamplerSettings, ModelSettings):
-    """Which digits to read, made as sampling/sample.py makes them.
+    """Settings of the benchmark, with those of sampling/sample.py.
 
     Attributes:
         model: Makes grey 32 x 32 digits: a model folder, a run, or one of its checkpoints.
-        num_images: How many samples to read.
-        epochs: How long the classifier learns.
+        num_images: Number of samples to classify.
+        epochs: Epochs of the classifier's training.
         threads: Of torch.
     """
 
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def share(sure: Tensor) -> float:
-    """Share of probabilities above 0.9."""
+    """Compute the share of probabilities above 0.9."""
     return (sure > 0.9).double().mean().item()
 
 

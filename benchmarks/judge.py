@@ -1,4 +1,4 @@
-"""The classifier of real images in whose features benchmarks measure distances."""
+"""The classifier of real images whose features the benchmarks use for Fréchet distances."""
 
 import numpy as np
 import torch
@@ -13,25 +13,25 @@ FEATURES = 64
 
 
 def train_judge(epochs: int, held_out: int = 500) -> tuple[nn.Module, Tensor, Tensor]:
-    """Train the classifier on the 5,000 digits but some, seeded.
+    """Train the classifier on the 5,000 digits without the held-out ones, with a fixed seed.
 
     Returns:
-        The classifier of (N, 1, 32, 32) images in [-1, 1], and the digits that it has not seen,
-        with their labels.
+        The classifier of (N, 1, 32, 32) images in [-1, 1], and the held-out digits with their
+        labels.
     """
     rows, labels = mnist_data()
     pictures = rows.reshape(-1, 28, 28, 1).astype(np.uint8)
     digits = F.pad(to_tensor(pictures), (2, 2, 2, 2), value=-1.0)
-    return taught(digits, torch.from_numpy(labels), epochs, held_out)
+    return train_classifier(digits, torch.from_numpy(labels), epochs, held_out)
 
 
-def taught(
+def train_classifier(
     images: Tensor, labels: Tensor, epochs: int, held_out: int
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """Train the classifier on images, (N, C, S, S) in [-1, 1], S divisible by 8; seeded.
+    """Train the classifier on images, (N, C, S, S) in [-1, 1], with S divisible by 8.
 
     Returns:
-        The classifier, and the images that were held out, with their labels.
+        The classifier, and the held-out images with their labels.
     """
     random = torch.Generator().manual_seed(0)
     order = torch.randperm(len(images), generator=random)
@@ -57,20 +57,20 @@ def taught(
 
 @torch.no_grad()
 def read(judge: nn.Module, images: Tensor) -> Tensor:
-    """Probability of each class, (N, classes)."""
+    """Predict the probability of each class, (N, classes)."""
     return torch.cat([judge(part).softmax(1) for part in images.split(256)])
 
 
 @torch.no_grad()
 def features(judge: nn.Module, images: Tensor) -> Tensor:
-    """Of the classifier's last convolution, mean over space, (N, FEATURES), float64."""
+    """Compute the last convolution's features, averaged over space: (N, FEATURES), float64."""
     assert isinstance(judge, nn.Sequential)
     parts = [judge[:-3](part).mean(dim=(2, 3)) for part in images.split(256)]
     return torch.cat(parts).double()
 
 
 def moments(judge: nn.Module, images: Tensor) -> Moments:
-    """Of their features, for a Fréchet distance."""
+    """Compute the moments of the features, for a Fréchet distance."""
     return Moments.of(features(judge, images))
 
 

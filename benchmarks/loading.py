@@ -1,9 +1,9 @@
-"""How many images a second the loader gives, beside diffusers' training script's way of loading.
+"""Images per second of the data loader, compared with the loader of diffusers' training script.
 
     python benchmarks/loading.py --data cifar10/train.parquet
 
-All ways give batches of (B, 3, size, size) float32 in [-1, 1], shuffled and mirrored at random, in
-one run, one after the other in each round. Medians over the rounds.
+All loaders yield batches of (B, 3, size, size), float32 in [-1, 1], shuffled and flipped at random.
+Each round measures them one after the other; the table has medians over the rounds.
 """
 
 import statistics
@@ -36,24 +36,24 @@ Batches = Iterator[Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is loaded, and how often."""
+    """Settings of the benchmark."""
 
     data: str
     """A .parquet file of images, such as CIFAR-10's."""
     size: int = 32
     """Height and width."""
     batch_size: int = 128
-    """Images of a batch."""
+    """Images per batch."""
     rounds: int = 5
-    """Times that each way is measured."""
+    """Measurements of each loader."""
     seconds: float = 3.0
-    """How long each is measured, each time."""
+    """Duration of each measurement."""
     workers: int = 2
-    """Threads or processes, where a way has them."""
+    """Threads or processes of loaders that have them."""
 
 
 def ours(images: Images, settings: Settings) -> Batches:
-    """As training/loop.py does it, but for the noise and the network."""
+    """Load as training/loop.py does, without noise and network."""
     draws = Draws(
         seed=0,
         batch_size=settings.batch_size,
@@ -109,16 +109,16 @@ def _normalized(image: Image.Image, size: int) -> Tensor:
 
 
 def copied(settings: Settings) -> Batches:
-    """The machine's limit: batches of numbers, read from memory and written to it."""
+    """Copy batches in memory, the upper limit of the machine."""
     shape = (settings.batch_size, 3, settings.size, settings.size)
-    # More than processors keep in their caches.
+    # Larger than the caches of the CPU.
     source = torch.rand(2**28 // (4 * int(np.prod(shape))), *shape)
     for i in count():
         yield source[i % len(source)].clone()
 
 
 def rate(batches: Batches, settings: Settings) -> float:
-    """Images a second, after the first batches."""
+    """Measure images per second, after three warm-up batches."""
     for _ in islice(batches, 3):
         pass
     number, began = 0, time.perf_counter()

@@ -1,11 +1,11 @@
-"""How much of a training step is not the network: ours against a bare step.
+"""Overhead of a training step over the network alone.
 
     python benchmarks/loop.py
 
 The bare step is forward pass, backward pass and optimiser, on a batch at hand. Ours makes each
-batch (in a thread), noises it, clips the gradient, checks and gathers the losses, averages the
-weights and takes notes, as training/train.py does. They take turns in one process, a block of steps
-each, so that a machine whose speed drifts is unfair to neither.
+batch (in a thread), adds noise, clips the gradient, checks and gathers the losses, averages the
+weights and logs, as training/train.py does. The two alternate in one process, a block of steps
+each, so that drift in the machine's speed affects both alike.
 """
 
 import dataclasses
@@ -42,8 +42,8 @@ class Settings:
 
     Attributes:
         train: A configuration of training/train.py.
-        rounds: Blocks of each kind, after one that is not counted.
-        block: Steps of a block.
+        rounds: Blocks of each kind, without the first, which is discarded.
+        block: Steps per block.
         threads: Of torch; None is its own choice.
     """
 
@@ -78,7 +78,7 @@ def main() -> None:
         f"{settings.block} steps; torch {torch.__version__}, {torch.get_num_threads()} threads"
     )
     for name, took in medians.items():
-        print(f"{name:10}{took * 1e3:9.1f} ms a step")
+        print(f"{name:10}{took * 1e3:9.1f} ms per step")
     print(
         f"overhead  {quartiles[1]:9.1%} (median of the rounds; half of them between "
         f"{quartiles[0]:.1%} and {quartiles[2]:.1%})"
@@ -128,7 +128,7 @@ def bare_steps(config: TrainConfig) -> Generator[None]:
 
 
 def parts(config: TrainConfig, times: int = 20) -> dict[str, float]:
-    """Seconds that pieces of the overhead take by themselves, the median of some times."""
+    """Measure the parts of the overhead separately: the median seconds of each."""
     config, layout = resolve_settings(config), make_layout(config)
     images = open_images(config.data)
     network = build_network(config.model, images, config.seed)
@@ -164,7 +164,7 @@ class _Echo(nn.Module):
 
 
 def in_turns(kinds: dict[str, Generator[None]], rounds: int, block: int) -> dict[str, list[float]]:
-    """Seconds a step of each block, of all rounds but a first that is not counted."""
+    """Measure seconds per step in each block, without the first round."""
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for round_number in range(rounds + 1):
         for name, steps in kinds.items():

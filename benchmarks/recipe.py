@@ -38,7 +38,7 @@ from accelerate import PartialState
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from benchmarks.judge import FEATURES, moments, taught, train_judge
+from benchmarks.judge import FEATURES, moments, train_classifier, train_judge
 from benchmarks.ours import RECIPE, our_config, our_pipeline, our_run
 from benchmarks.transcribed import Run, Weights
 from ddpm_sa.cli import parse, run_program
@@ -115,18 +115,18 @@ def main() -> None:
 def compare(settings: Settings, kind: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Train, sample and measure every row at every seed."""
     written = Path(settings.output_dir, f"{settings.data}-times.json")
-    factors = {row: time_of(kind, row, written) for row in settings.rows}
+    factors = {row: relative_time(kind, row, written) for row in settings.rows}
     if not settings.seeds:
         return
     baseline = row_config(kind, "baseline", settings.steps, 0)
-    judge, unseen = judge_of(settings, baseline.data)
+    judge, unseen = make_judge(settings, baseline.data)
     target = moments(judge, unseen)
     for seed, row in itertools.product(settings.seeds, settings.rows):
         config = row_config(kind, row, round(settings.steps / factors[row]), seed)
         began = time.process_time()
-        weights = trained(our_run(config))
+        weights = train(our_run(config))
         seconds = time.process_time() - began
-        images = sampled(config, weights, settings)
+        images = sample(config, weights, settings)
         yield {
             "row": row,
             "seed": seed,
@@ -171,7 +171,7 @@ def scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="ddpm_sa-recipe-")
 
 
-def time_of(kind: dict[str, Any], row: str, written: Path) -> float:
+def relative_time(kind: dict[str, Any], row: str, written: Path) -> float:
     """How long an update of a row takes, in those of the baseline, as written or measured now."""
     if OF_TIME.isdisjoint(kind["rows"][row]):
         return 1.0
@@ -179,13 +179,13 @@ def time_of(kind: dict[str, Any], row: str, written: Path) -> float:
     if row not in known:
         # Long enough for the learning rate, which the time does not depend on.
         configs = (row_config(kind, name, 10**4, 0) for name in (row, "baseline"))
-        known[row] = times_as_long(*configs)
+        known[row] = measure_relative_time(*configs)
         written.write_text(json.dumps(known, indent=2) + "\n")
         print(f"{row}: an update takes {known[row]:.2f} times the baseline's", flush=True)
     return known[row]
 
 
-def times_as_long(config: TrainConfig, baseline: TrainConfig) -> float:
+def measure_relative_time(config: TrainConfig, baseline: TrainConfig) -> float:
     """How long an update takes, in those of the baseline: medians of turns one after the other."""
     runs = (our_run(config), our_run(baseline))
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -201,14 +201,14 @@ def times_as_long(config: TrainConfig, baseline: TrainConfig) -> float:
     return statistics.median(seconds[0]) / statistics.median(seconds[1])
 
 
-def trained(run: Run) -> Weights:
+def train(run: Run) -> Weights:
     weights: Callable[[], Weights] = dict
     for copy in run:
         weights = copy
     return weights()
 
 
-def sampled(config: TrainConfig, weights: Weights, settings: Settings) -> Tensor:
+def sample(config: TrainConfig, weights: Weights, settings: Settings) -> Tensor:
     """Images in [-1, 1], (N, C, S, S)."""
     pipeline = our_pipeline(config, weights).to(PartialState().device)
     pipeline.set_progress_bar_config(disable=True)
@@ -223,7 +223,7 @@ def sampled(config: TrainConfig, weights: Weights, settings: Settings) -> Tensor
     return made * 2 - 1
 
 
-def judge_of(settings: Settings, data: DataConfig) -> tuple[nn.Module, Tensor]:
+def make_judge(settings: Settings, data: DataConfig) -> tuple[nn.Module, Tensor]:
     """The classifier, and images that it has not seen."""
     if settings.data == "digits":
         judge, unseen, _ = train_judge(settings.epochs, HELD_OUT)
@@ -231,7 +231,7 @@ def judge_of(settings: Settings, data: DataConfig) -> tuple[nn.Module, Tensor]:
         images = open_images(dataclasses.replace(data, class_conditional=True))
         assert images.labels is not None
         pixels = images.tensors(np.arange(images.length), np.zeros(images.length, bool))
-        judge, unseen, _ = taught(
+        judge, unseen, _ = train_classifier(
             pixels, torch.from_numpy(images.labels), settings.epochs, HELD_OUT
         )
     return judge, unseen

@@ -1,6 +1,6 @@
-"""Several trainings of the same minutes, a few seconds each in turn.
+"""Run several trainings for the same time, a few seconds each in turn.
 
-A machine that slows down, or that others use for a while, so slows all of them alike.
+If the machine slows down, or others use it for a while, all trainings slow down alike.
 """
 
 import statistics
@@ -13,22 +13,22 @@ import numpy as np
 from benchmarks.transcribed import Run, Weights
 
 Start = Callable[[int], Run]
-"""Begins a training of so many updates."""
+"""Starts a training of the given number of updates."""
 TURN = 5.0  # seconds
-TRIALS, TRIAL_UPDATES = 7, 4  # to see how many updates fit
+TRIALS, TRIAL_UPDATES = 7, 4  # to estimate how many updates fit into the time
 
 
 @dataclass
 class Training:
-    """One training on its way.
+    """A training in progress.
 
     Attributes:
-        run: What trains.
-        planned: Updates after which its learning rate is 0.
-        seconds: That it has trained for.
-        updates: That it has made.
-        weights: Copies the averaged weights as they are now.
-        kept: Those copied at each moment.
+        run: The generator that trains.
+        planned: Number of updates after which the learning rate is 0.
+        seconds: Training time so far.
+        updates: Number of updates so far.
+        weights: Copies the current averaged weights.
+        kept: Averaged weights at each of the moments.
     """
 
     run: Run
@@ -39,7 +39,7 @@ class Training:
     kept: list[Weights] = field(default_factory=list)
 
     def train_until(self, seconds: float) -> None:
-        """Train until it has done so for so long in all, or all updates are made."""
+        """Train until the total training time is reached, or all updates are done."""
         began = perf_counter() - self.seconds
         while self.seconds < seconds and (weights := next(self.run, None)) is not None:
             self.weights, self.updates = weights, self.updates + 1
@@ -49,12 +49,12 @@ class Training:
 def train_in_turns(
     starts: Mapping[str, Start], minutes: float, moments: Sequence[float]
 ) -> dict[str, Training]:
-    """Train each for so many minutes.
+    """Run each training for the given number of minutes.
 
     Args:
-        starts: What trains, by name.
-        minutes: Of each.
-        moments: Shares of the minutes, rising, at which averaged weights are kept.
+        starts: Functions that start the trainings, by name.
+        minutes: Training time of each.
+        moments: Increasing shares of the minutes at which averaged weights are kept.
     """
     trainings = {}
     for name, seconds in _seconds_each(starts).items():
@@ -72,10 +72,10 @@ def train_in_turns(
 
 
 def _seconds_each(starts: Mapping[str, Start]) -> dict[str, float]:
-    """How long an update of each takes: the median of trials in turn."""
+    """Measure the seconds of one update of each training: the median of alternating trials."""
     runs = {name: start(10**6) for name, start in starts.items()}
     for run in runs.values():
-        next(run)  # what happens once
+        next(run)  # one-off costs
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(TRIALS):
         for name, run in runs.items():

@@ -229,7 +229,7 @@ def test_a_misshapen_variable_is_named(name: str) -> None:
         spoilt = {**weights, variable: np.concatenate([array, array])}
         named = r"\S+" if telling.search(variable) else re.escape(variable)
         with pytest.raises(
-            ValueError, match=rf"^{named} has \(.*\) numbers in torch's order, where"
+            ValueError, match=rf"^{named} has the shape \(.*\) in torch's order, but"
         ):
             FORMATS[name](spoilt, 16)
     key = next(key for key in weights if "conv_in" in key and weights[key].ndim == 4)

@@ -276,13 +276,13 @@ RESCALED = ["--rescale_timesteps", "true"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere.pt"], "nowhere.pt is no file"),
+        (["nowhere.pt"], "nowhere.pt is not a file"),
         (["good.txt"], "of no known kind; known are .pt, .pth"),
-        (["harm.pt"], "harm.pt is no file of weights alone"),
-        (["whole.pt"], "whole.pt is no file of weights alone"),
-        (["text.pt"], "text.pt is no file of weights alone"),
+        (["harm.pt"], "harm.pt is damaged, or contains other objects than weights"),
+        (["whole.pt"], "whole.pt is damaged, or contains other objects than weights"),
+        (["text.pt"], "text.pt is damaged, or contains other objects than weights"),
         (["cut.pt"], "cut.pt cannot be read"),
-        (["empty.pt"], "empty.pt is no file of weights alone"),
+        (["empty.pt"], "empty.pt is damaged, or contains other objects than weights"),
         (["cut.npz"], "cut.npz cannot be read"),
         (["empty.npz"], "empty.npz cannot be read"),
         (["text.npz"], "text.npz cannot be read"),

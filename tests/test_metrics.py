@@ -246,7 +246,7 @@ def test_summary_of_parts_is_that_of_the_whole_and_lasts(tmp_path) -> None:
         ("resnet", "'resnet' is unknown; known are efficientnet, inception, and package.module"),
         ("no_such_module:name", "cannot be imported: No module named 'no_such_module'"),
         ("math:pi", "is a float, not a function of images"),
-        ("inception", "pip install 'ddpm_sa\\[inception\\]'"),
+        ("inception", "pip install torchmetrics torch-fidelity"),
     ],
 )
 def test_features_that_are_not_there_are_refused(name: str, said: str) -> None:

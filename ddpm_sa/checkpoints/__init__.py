@@ -1,6 +1,6 @@
-"""Weights of other implementations of the network, one file a format.
+"""Convert the weights of other implementations of the network, one module per format.
 
-Each takes a mapping of names to arrays, however it was read: nothing is unpickled here.
+Each function takes a mapping of names to arrays, however it was read; nothing is unpickled here.
 """
 
 from ddpm_sa.checkpoints.ddpm_tf import from_ddpm_tf

@@ -1,4 +1,4 @@
-"""Weights under the names of another implementation, and the network that they are of."""
+"""Weights under the names of another implementation, and how to load them into a UNet."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from ddpm_sa.models.unet import UNet
 
 @dataclass(frozen=True)
 class ForeignWeights:
-    """Weights addressed by one spelling of their names, where files may have another.
+    """Weights that are requested by one spelling of their names and stored under another.
 
     Attributes:
-        weights: Their own names -> arrays.
-        spell: The name that we ask for, or the beginning of one -> theirs.
-        to_torch: Brings an array's axes into torch's order.
+        weights: Stored names -> arrays.
+        spell: Requested name, or a prefix of one -> stored name.
+        to_torch: Permutes an array's axes to torch's order.
     """
 
     weights: Mapping[str, Tensor | ArrayLike]
@@ -27,29 +27,29 @@ class ForeignWeights:
     to_torch: Callable[[Tensor], Tensor] = lambda array: array
 
     def has(self, prefix: str) -> bool:
-        """Whether any name begins like this."""
+        """Whether any name starts with the prefix."""
         theirs = self.spell(prefix)
         return any(name.startswith(theirs) for name in self.weights)
 
     def tensor(self, name: str) -> Tensor:
-        """A copy in torch's layout, float32."""
+        """Return a float32 copy in torch's layout."""
         theirs = self.spell(name)
         if theirs not in self.weights:
             raise ValueError(f"{theirs} is missing: these are not all weights of one network")
         weight = self.weights[theirs]
-        # np.array copies, so that an array that may not be written to is taken without a warning.
+        # np.array copies, since torch warns about arrays that are not writable.
         array = weight.detach().cpu() if isinstance(weight, Tensor) else np.array(weight)
         return self.to_torch(torch.asarray(array, dtype=torch.float32, copy=True))
 
     def shape(self, name: str, ndim: int) -> torch.Size:
-        """The shape of `tensor`, which must have that many axes."""
+        """Return the shape of a weight, which must have `ndim` axes."""
         shape = self.tensor(name).shape
         if len(shape) != ndim:
             raise ValueError(f"{self.spell(name)} must have {ndim} axes, not {len(shape)}")
         return shape
 
     def count(self, prefix: str) -> int:
-        """How many numbers from 0 on stand in the place of the prefix's {}; at least one must."""
+        """Count the numbers 0, 1, ... that exist in place of the prefix's {}; at least one must."""
         count = 0
         while self.has(prefix.format(count)):
             count += 1
@@ -59,15 +59,15 @@ class ForeignWeights:
         return count
 
 
-def assembled(
+def assemble_unet(
     weights: ForeignWeights, config: Mapping[str, Any], their_name: Callable[[str], str]
 ) -> UNet:
-    """The network of this configuration with these weights.
+    """Build the network of a configuration and load the weights into it.
 
     Args:
-        weights: All of them, and nothing else.
+        weights: All weights of the network, and nothing else.
         config: Arguments of `UNet`, sample_size among them.
-        their_name: Our name for a weight -> the name that `weights` is asked for.
+        their_name: Our name of a weight -> the name to request from `weights`.
 
     Returns:
         The network, float32, in eval mode.
@@ -85,27 +85,29 @@ def assembled(
         )
     names = {ours: their_name(ours) for ours in unet.state_dict()}
     expected = {weights.spell(name) for name in names.values()}
-    state = {ours: _fitted(weights, names[ours], p) for ours, p in unet.state_dict().items()}
+    state = {
+        ours: _reshape_weight(weights, names[ours], p) for ours, p in unet.state_dict().items()
+    }
     unexpected = [name for name in weights.weights if name not in expected]
     if unexpected:
         raise ValueError(
             f"{unexpected[0]} has no place in a network of {config['block_out_channels']} channels "
-            f"and {config['layers_per_block']} blocks a level ({len(unexpected)} such in all)"
+            f"and {config['layers_per_block']} blocks per level ({len(unexpected)} such in all)"
         )
     unet.load_state_dict(state, assign=True)
     return unet.eval()
 
 
-def _fitted(weights: ForeignWeights, name: str, parameter: Tensor) -> Tensor:
-    """The weight of that name in the parameter's shape.
+def _reshape_weight(weights: ForeignWeights, name: str, parameter: Tensor) -> Tensor:
+    """Return a weight in the shape of the parameter.
 
-    Some have a 1 x 1 convolution where others have a matrix; both are taken.
+    Some implementations have a 1 x 1 convolution where others have a matrix; both are accepted.
     """
     tensor = weights.tensor(name)
     if _matrix(tensor.shape) != _matrix(parameter.shape):
         raise ValueError(
-            f"{weights.spell(name)} has {tuple(tensor.shape)} numbers in torch's order, where "
-            f"this network, as its other weights have it, takes {tuple(parameter.shape)}"
+            f"{weights.spell(name)} has the shape {tuple(tensor.shape)} in torch's order, but "
+            f"according to the other weights it must be {tuple(parameter.shape)}"
         )
     return tensor.reshape(parameter.shape).contiguous()
 

@@ -9,13 +9,13 @@ from einops import rearrange
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ddpm_sa.checkpoints.foreign_weights import ForeignWeights, assembled
+from ddpm_sa.checkpoints.foreign_weights import ForeignWeights, assemble_unet
 from ddpm_sa.models.unet import UNet
 
 # GroupNorm32 of their nn.py. Without attn_norm_num_groups diffusers' middle attention would have
 # no norm in a network with scale and shift.
 _THEIR_NORM = {"norm_num_groups": 32, "attn_norm_num_groups": 32, "norm_eps": 1e-5}
-# Parts of our names and what they are called there, tried in this order.
+# Parts of our names -> theirs, tried in this order.
 _NAMES = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -46,10 +46,10 @@ def from_openai(
     num_head_channels: int | None = None,
     use_new_attention_order: bool = False,
 ) -> UNet:
-    """The network of a state dict of their `UNetModel`, as ema_0.9999_*.pt holds one.
+    """Build the network of a state dict of their `UNetModel`, such as ema_0.9999_*.pt.
 
-    Names and shapes say all but what follows; the last three are flags of their programs, with the
-    same meaning and default. A network whose num_heads_upsample was another has no place here.
+    Names and shapes determine everything but the arguments; the last three are flags of their
+    programs, with the same meaning and default. A different num_heads_upsample is not supported.
 
     Args:
         weights: Its state dict, as tensors or arrays.
@@ -74,18 +74,18 @@ def from_openai(
     plan = _read_plan(theirs)
     config = _read_config(theirs, plan, image_size, num_heads, num_head_channels)
     split = _split_attention(theirs, num_heads, num_head_channels, use_new_attention_order)
-    return assembled(ForeignWeights(split), config, plan.their_name)
+    return assemble_unet(ForeignWeights(split), config, plan.their_name)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the numbers of their blocks fall into levels.
+    """How the numbers of their blocks are divided into levels.
 
     Attributes:
-        levels: How many there are.
-        layers: Residual blocks of a level on the way down; there is one more on the way up.
-        attends: Whether each level, from the image on, has attention.
-        resnet: Whether residual blocks halve and double, rather than convolutions.
+        levels: Number of levels.
+        layers: Residual blocks per down level; an up level has one more.
+        attends: Whether each level, starting at the image, has attention.
+        resnet: Whether residual blocks, not convolutions, resize the image.
     """
 
     levels: int
@@ -94,11 +94,11 @@ class _Plan:
     resnet: bool
 
     def down(self, level: int, index: int) -> int:
-        """Number of the input block; the level's last is what halves."""
+        """Number of an input block; the last one of a level halves the image."""
         return 1 + level * (self.layers + 1) + index
 
     def their_name(self, ours: str) -> str:
-        """Our name for a weight -> theirs, with (q), (k) or (v) behind that of a third of qkv."""
+        """Translate our name to theirs, followed by (q), (k) or (v) for a third of qkv."""
         name = _BLOCK.sub(self._their_block, ours)
         name = name.replace(".0.conv.", ".0.op.") if ".downsamplers." in ours else name
         name = re.sub(r"to_([qkv])\.(weight|bias)", r"qkv.\2 (\1)", name)
@@ -221,7 +221,7 @@ def _split_attention(
     num_head_channels: int | None,
     new_order: bool,
 ) -> dict[str, Any]:
-    """Every qkv as three weights, the others as they are."""
+    """Split every qkv into three weights; the other weights are unchanged."""
     pattern = "(three heads d) ... -> three (heads d) ..."
     if not new_order:
         pattern = pattern.replace("three heads d", "heads three d", 1)

@@ -1,7 +1,7 @@
 """Weights of pesser/pytorch_diffusion, the PyTorch port of the paper's network.
 
-Its names are the paper's own, written PyTorch's way, so the TensorFlow format is read from here
-too: it only spells them differently and stores its arrays in another order.
+Its names are those of the paper's code in PyTorch style. The TensorFlow format, which differs only
+in spelling and in the order of axes, is therefore converted with this module too.
 """
 
 import re
@@ -11,11 +11,11 @@ from typing import Any
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ddpm_sa.checkpoints.foreign_weights import ForeignWeights, assembled
+from ddpm_sa.checkpoints.foreign_weights import ForeignWeights, assemble_unet
 from ddpm_sa.models.presets import PAPER
 from ddpm_sa.models.unet import UNet
 
-# Parts of our names and what they are called there, tried in this order.
+# Parts of our names -> theirs, tried in this order.
 _NAMES = {
     "time_embedding.linear_1": "temb.dense.0",
     "time_embedding.linear_2": "temb.dense.1",
@@ -41,7 +41,7 @@ _PART = re.compile("|".join(re.escape(part) for part in _NAMES))
 
 
 def from_pesser(weights: Mapping[str, Tensor | ArrayLike], image_size: int) -> UNet:
-    """The network of a state dict of pesser/pytorch_diffusion's `Model`.
+    """Build the network of a state dict of pesser/pytorch_diffusion's `Model`.
 
     Args:
         weights: Its state dict, as tensors or arrays.
@@ -58,14 +58,14 @@ def from_pesser(weights: Mapping[str, Tensor | ArrayLike], image_size: int) -> U
 
 
 def build(weights: ForeignWeights, image_size: int) -> UNet:
-    """The network of these weights, asked for by pesser's names; see `from_pesser`."""
+    """Build the network from weights with pesser's names; see `from_pesser`."""
     config = _read_config(weights, image_size)
     levels = len(config["block_out_channels"])
-    return assembled(weights, config, lambda ours: _pesser_name(ours, levels))
+    return assemble_unet(weights, config, lambda ours: _pesser_name(ours, levels))
 
 
 def _read_config(weights: ForeignWeights, image_size: int) -> dict[str, Any]:
-    """Arguments of `UNet`, read off the names and shapes."""
+    """Read the arguments of `UNet` from names and shapes."""
     levels = weights.count("down.{}.")
     attends = [weights.has(f"down.{level}.attn.0.") for level in range(levels)]
     return {
@@ -83,6 +83,6 @@ def _read_config(weights: ForeignWeights, image_size: int) -> dict[str, Any]:
 
 
 def _pesser_name(ours: str, levels: int) -> str:
-    """Our name for a weight -> pesser's, who counts levels from the image on the way up as well."""
+    """Translate our name to pesser's, which counts up levels from the image too."""
     theirs = _PART.sub(lambda part: _NAMES[part[0]], ours)
     return re.sub(r"^up\.(\d+)", lambda up: f"up.{levels - 1 - int(up[1])}", theirs)
