@@ -25,7 +25,7 @@ BAD_INPUTS = {
     ),
     "weights": ({"model__init_from": "nowhere/at/all", "model__unet": None}, "nowhere/at/all"),
     "folder": ({"data__source": "./no/such/folder"}, "no/such/folder is neither"),
-    "resume": ({"resume": "no/checkpoint"}, "resume=no/checkpoint is no whole checkpoint"),
+    "resume": ({"resume": "no/checkpoint"}, "resume=no/checkpoint is not a valid checkpoint"),
     "precision": ({"mixed_precision": "fp16"}, "mixed_precision=fp16 needs a GPU"),
     "unknown flag": ({"learning_rate": 1}, "learning_rate"),
     "unlabelled": ({"data__class_conditional": "true"}, "lies in no subfolder"),

@@ -80,7 +80,10 @@ def test_raw_weights_are_kept_only_when_asked_for(pictures, tmp_path):
 
 
 def test_model_card_says_how_it_was_trained(straight, pictures):
-    for folder, weights in (("model", "average of decay 0.9 |"), ("model-raw", "not averaged |")):
+    for folder, weights in (
+        ("model", "average with decay 0.9 |"),
+        ("model-raw", "without averaging |"),
+    ):
         card = (straight / folder / "README.md").read_text()
         assert f"9 from {pictures}" in card
         assert "6 of 8 images" in card

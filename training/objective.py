@@ -91,7 +91,7 @@ def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig, image_format: I
 
 
 def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Make AdamW, which is Adam without weight decay, or Muon."""
+    """Make AdamW, which equals Adam if the weight decay is 0, or Muon."""
     if config.optimizer == "muon":
         return Muon(network, config.lr, config.betas, config.eps, config.weight_decay)
     return torch.optim.AdamW(
