@@ -32,7 +32,7 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
     """Twelve images of noise, 8 x 8."""
-    from tests.runs import picture_folder
+    from tests.support.runs import picture_folder
 
     return picture_folder(tmp_path_factory.mktemp("pictures"))
 
@@ -40,7 +40,7 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="session")
 def straight(pictures, tmp_path_factory):
     """A run of 6 steps that keeps a checkpoint of each; tests leave it as it is."""
-    from tests.runs import WATCHED, arguments, run_here
+    from tests.support.runs import WATCHED, arguments, run_here
 
     run = tmp_path_factory.mktemp("straight") / "run"
     keep = {"save_every": 1, "keep_checkpoints": 9, "ema__keep_raw": "true"}
@@ -52,7 +52,7 @@ def straight(pictures, tmp_path_factory):
 def saved_network(tmp_path_factory):
     """Weights that are nowhere near zero, as diffusers initialises them."""
     from ddpm_sa import UNet
-    from tests.runs import NETWORK
+    from tests.support.runs import NETWORK
 
     folder = tmp_path_factory.mktemp("saved")
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddpm_sa import Pipeline, UNet
-from tests.runs import NETWORK, arguments, checkpoint, metrics, run_here, same_bits
+from tests.support.runs import NETWORK, arguments, checkpoint, metrics, run_here, same_bits
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,8 +12,8 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load
 
 from ddpm_sa import Pipeline, UNet
-from tests.hub import local_hub
-from tests.reference import SMALL, randomise_
+from tests.support.hub import local_hub
+from tests.support.reference import SMALL, randomise_
 
 ROOT = Path(__file__).parents[1]
 

@@ -121,7 +121,9 @@ def test_the_package_imports_no_program(name: str) -> None:
     assert not foreign & {*PROGRAMS, "tests"}
 
 
-@pytest.mark.parametrize("package", ["ddpm_sa", "training", "sampling", "benchmarks"])
+@pytest.mark.parametrize(
+    "package", ["ddpm_sa", "training", "sampling", "benchmarks", "examples", "tests"]
+)
 def test_no_folder_holds_more_than_fourteen_modules(package: str) -> None:
     folders = [ROOT / package, *(path for path in (ROOT / package).rglob("*") if path.is_dir())]
     for folder in folders:

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DDPMPipeline
 
 from ddpm_sa import Pipeline, UNet
 from ddpm_sa.model_folder import load_scheduler
-from tests.runs import NETWORK
+from tests.support.runs import NETWORK
 
 HARMFUL = """
 import pathlib

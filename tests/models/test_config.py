@@ -1,0 +1,101 @@
+from typing import Any
+
+import pytest
+from diffusers import UNet2DModel
+
+from ddpm_sa.models.unet import UNet
+from tests.support.reference import SMALL
+
+
+def test_small_configuration_is_accepted() -> None:
+    UNet(**SMALL)
+
+
+def test_arguments_and_defaults_are_diffusers_and_more() -> None:
+    ours, theirs = (
+        {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in cls().config.items()
+            if not name.startswith("_")
+        }
+        for cls in (UNet, UNet2DModel)
+    )
+    assert ours.pop("attention_kind") == "pixel"
+    assert ours.pop("num_attention_heads") is None
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"block_out_channels": (8, 16, 16)},
+            r"down_block_types names 2 levels and block_out_channels=\(8, 16, 16\) 3; give one",
+        ),
+        ({"up_block_types": ("UpBlock2D",)}, r"up_block_types names 1 .*\(8, 16\) 2; give one"),
+        (
+            {"block_out_channels": (8, 18)},
+            r"block_out_channels\[1\]=18 .* norm_num_groups=4; use 20 channels or 16, or 2 groups",
+        ),
+        (
+            {"block_out_channels": (2, 16)},
+            r"block_out_channels\[0\]=2 .* norm_num_groups=4; use 4 channels, or 2 groups",
+        ),
+        (
+            {"attn_norm_num_groups": 6},
+            r"block_out_channels\[-1\]=16.*attn_norm_num_groups=6; use 2",
+        ),
+        (
+            {"attention_head_dim": 12},
+            r"attention_head_dim=12 .* block_out_channels\[1\]=16; use 4, or null for a single",
+        ),
+        (
+            {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")},
+            r"'CrossAttnDownBlock2D'.*AttnDownBlock2D, Res",
+        ),
+        (
+            {"up_block_types": ("AttnUpBlock2D", "SkipUpBlock2D")},
+            r"'SkipUpBlock2D'.*UpBlock2D, Attn",
+        ),
+        ({"time_embedding_type": "fourier"}, r"time_embedding_type='fourier'.*'positional'"),
+        (
+            {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
+            r"mid_block_type=.*'UNetMidBlock2D', None",
+        ),
+        ({"downsample_type": "pool"}, r"downsample_type='pool'.*'conv', 'resnet'"),
+        ({"upsample_type": "pool"}, r"upsample_type='pool'.*'conv', 'resnet'"),
+        ({"downsample_padding": 2}, r"downsample_padding=2.*0, 1"),
+        ({"act_fn": "tanh"}, r"act_fn='tanh'.*'silu'"),
+        (
+            {"resnet_time_scale_shift": "spatial"},
+            r"resnet_time_scale_shift='spatial'.*'scale_shift'",
+        ),
+        ({"class_embed_type": "projection"}, r"class_embed_type='projection'.*'timestep'"),
+        ({"attention_kind": "linear"}, r"attention_kind='linear'.*'pixel', 'sagan'"),
+        ({"layers_per_block": 0}, r"layers_per_block=0 must be 1 or more"),
+        ({"in_channels": 0}, r"in_channels=0 must be 1 or more"),
+        ({"num_attention_heads": 3}, r"num_attention_heads=3 does not divide .*use 1"),
+        ({"num_attention_heads": 0}, r"num_attention_heads=0 must be 1 or more"),
+        ({"num_attention_heads": 2, "attention_kind": "sagan"}, r"'sagan', which has one"),
+        ({"attention_kind": "sagan", "block_out_channels": (8, 12)}, r"divisible by 8, not 12"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_value_is_refused_with_the_value_and_the_way_out(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as refusal:
+        UNet(**{**SMALL, **changes})
+    assert "\n" not in str(refusal.value)
+
+
+def test_head_dims_matter_only_where_there_is_attention() -> None:
+    UNet(**{**SMALL, "attention_head_dim": 16, "norm_num_groups": 4})
+    with pytest.raises(ValueError, match=r"attention_head_dim=16 .*block_out_channels\[0\]=8"):
+        UNet(
+            **{
+                **SMALL,
+                "attention_head_dim": 16,
+                "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
+            }
+        )

@@ -1,0 +1,160 @@
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from ddpm_sa import UNet, preset
+from ddpm_sa.data.dataset import Images
+from ddpm_sa.image_format import ImageFormat
+from tests.support.workers import CONTEXT
+from training.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from training.draws import Layout
+from training.network import build_network
+from training.reporting.startup import (
+    count_saved_activations,
+    describe_learning_rate,
+    estimate_memory,
+    startup_report,
+    warn_idle_processors,
+)
+
+FORMAT = ImageFormat(channels=1, size=(32, 32), labels=("a", "b"))
+IMAGES = Images(
+    length=5000,
+    format=FORMAT,
+    read=np.zeros((5000, 32, 32, 1), np.uint8).__getitem__,
+    notes=("7 of them are odd",),
+)
+CONFIG = TrainConfig(
+    output_dir="unused",
+    data=DataConfig(source="mnist5k", flip=True),
+    model=ModelConfig(preset="mnist", attention_resolutions=[16]),
+    optim=OptimConfig(lr=1e-3, warmup_steps=10, decay_steps=30),
+    steps=2000,
+    batch_size=8,
+    mixed_precision="no",
+)
+
+
+def said(config: TrainConfig = CONFIG, images: Images = IMAGES, processes: int = 2) -> str:
+    network = build_network(config.model, images, 0)
+    return startup_report(config, Layout(config.batch_size, processes), images, network, 4)
+
+
+def test_report_names_what_will_be_trained_on_what_and_how() -> None:
+    text = said()
+    assert "5000 of 32x32, channels 1, 8 bits in 0 .. 255, 2 classes, from mnist5k" in text
+    assert "attention at down 16x16, mid 8x8, up 16x16" in text
+    assert "8 = 2 processes x 1 accumulated x 4 images" in text
+    # 5000 images in batches of 8 are 625 steps.
+    assert "4 to 2000, 625.0 per epoch, 3.2 epochs" in text
+    assert "from 0 to 0.001 at step 10, then falling to 0 at step 30" in text
+
+
+def test_report_says_how_often_it_looks() -> None:
+    config = replace(CONFIG, log_every=7, sample_every=0, save_every=90)
+    text = said(config)
+    assert "a record every 7 steps, no samples, a checkpoint every 90 steps; no valid" in text
+    held_out = replace(IMAGES, validation=IMAGES)
+    assert "no samples, validation every 5000 steps, a ch" in said(config, held_out)
+
+
+def test_report_warns_of_what_was_hardly_meant() -> None:
+    text = said()
+    assert "warning     7 of them are odd" in text
+    assert "data.flip=true mirrors digits" in text
+    assert "batch_size=8 is small" in text
+    assert "the learning rate reaches 0 at step 30; later updates change nothing" in text
+    assert "--optim.decay_steps 2000" in text
+    few = said(images=replace(IMAGES, length=20))
+    assert "only 20 training images" in few
+    large = replace(IMAGES, format=replace(FORMAT, size=(128, 128)))
+    config = replace(CONFIG, model=ModelConfig(preset="mnist", attention_resolutions=[64]))
+    assert "attention at down 64x64 compares each of 4,096 pixels" in said(config, large)
+
+
+def test_sound_run_is_warned_of_nothing(monkeypatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", torch.get_num_threads)
+    falling = OptimConfig(lr=1e-3, warmup_steps=10, decay_steps=2000)
+    config = replace(CONFIG, data=DataConfig(source="photos"), batch_size=32, optim=falling)
+    assert "warning" not in said(config, replace(IMAGES, notes=()))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (OptimConfig(lr=2e-4, warmup_steps=0), "0.0002, constant"),
+        (OptimConfig(lr=2e-4, warmup_steps=5000), "from 0 to 0.0002 at step 5000, then constant"),
+        (
+            OptimConfig(lr=2e-4, warmup_steps=0, decay_steps=9),
+            "0.0002, then falling to 0 at step 9",
+        ),
+    ],
+)
+def test_learning_rate_is_told_in_words(config: OptimConfig, words: str) -> None:
+    assert describe_learning_rate(config) == words
+
+
+def test_memory_counts_what_training_keeps() -> None:
+    network = build_network(CONFIG.model, IMAGES, 0)
+    weights = 4 * sum(parameter.numel() for parameter in network.parameters())
+    memory = estimate_memory(CONFIG, Layout(8), network)
+    assert (memory.weights, memory.gradients, memory.optimizer) == (weights, weights, 2 * weights)
+    lean = replace(CONFIG, model=replace(CONFIG.model, gradient_checkpointing=True))
+    assert "activations not counted" in str(estimate_memory(lean, Layout(8), network))
+
+
+def test_memory_of_a_network_that_is_spread_is_a_part_and_an_average() -> None:
+    network = build_network(CONFIG.model, IMAGES, 0)
+    whole = estimate_memory(CONFIG, Layout(8), network)
+    spread = replace(CONFIG, sharding="fsdp")
+    part = estimate_memory(spread, Layout(8, processes=4), network)
+    for name in ("weights", "gradients", "optimizer"):
+        assert getattr(part, name) == getattr(whole, name) // 4
+    assert part.averages == whole.averages // 4 + whole.averages
+    assert "sharding=fsdp has only one process" in said(spread, processes=1)
+
+
+def measure(answer: Path) -> None:
+    """What a forward pass adds to the memory of a process of its own.
+
+    Memory that was freed before is used again without being seen.
+    """
+    torch.set_num_threads(1)
+    network = UNet(**preset("mnist").unet).train()
+    x, t = torch.zeros(256, 1, 32, 32), torch.zeros(256, dtype=torch.long)
+    network(x[:2], t[:2])
+    before = psutil.Process().memory_info().rss
+    output = network(x, t).sample
+    answer.write_text(f"{psutil.Process().memory_info().rss - before}")
+    assert output.requires_grad
+
+
+def test_activations_are_about_those_of_a_real_forward_pass(tmp_path) -> None:
+    process = CONTEXT.Process(target=measure, args=(tmp_path / "bytes",))
+    process.start()
+    network = build_network(CONFIG.model, replace(IMAGES, format=replace(FORMAT, labels=None)), 0)
+    told = count_saved_activations(network, 256, half=False)
+    process.join()
+    # Measured is more by what the allocator keeps of temporaries.
+    assert 0.65 < told / int((tmp_path / "bytes").read_text()) < 1.1
+
+
+def test_unused_processors_are_named(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    said = warn_idle_processors()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    all_used = warn_idle_processors()
+    torch.set_num_threads(before)
+    assert (
+        said
+        == "only 4 of 8 processors are used; set OMP_NUM_THREADS=2 before the command to use all"
+    )
+    assert all_used is None
