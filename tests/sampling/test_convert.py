@@ -277,7 +277,7 @@ RESCALED = ["--rescale_timesteps", "true"]
     ("words", "message"),
     [
         (["nowhere.pt"], "nowhere.pt is not a file"),
-        (["good.txt"], "of no known kind; known are .pt, .pth"),
+        (["good.txt"], "has an unknown suffix; known are .pt, .pth"),
         (["harm.pt"], "harm.pt is damaged, or contains other objects than weights"),
         (["whole.pt"], "whole.pt is damaged, or contains other objects than weights"),
         (["text.pt"], "text.pt is damaged, or contains other objects than weights"),
