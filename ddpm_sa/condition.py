@@ -1,8 +1,8 @@
-"""What a network is told besides x_t and t.
+"""The conditioning of a network: everything it receives besides x_t and t.
 
-One object carries it from the data to the network: it is passed by name, moved, sliced and
-concatenated as a whole. A new kind of condition is a field here, with a line in `evaluate`; what
-lies between (samplers, guidance, losses, editing, training) stays as it is.
+One object carries it from the data to the network. It is passed by name, and moved, sliced and
+concatenated as one. A new kind of conditioning is a field here, with a line in `evaluate`; the code
+in between (samplers, guidance, losses, editing, training) needs no change.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Condition:
-    """The condition of a batch of B images. An unconditional network has an empty one.
+    """The conditioning of a batch of B images; empty for an unconditional network.
 
     Attributes:
         class_labels: (B,), int64, or None.
@@ -54,7 +54,7 @@ class Condition:
 
 
 NO_CONDITION = Condition()
-"""Of an unconditional network."""
+"""The conditioning of an unconditional network."""
 
 
 def concatenate(conditions: Sequence[Condition]) -> Condition:
@@ -72,17 +72,17 @@ def checked_labels(class_labels: Any, num_images: int, num_classes: int) -> Tens
     """Class labels as `Condition` has them.
 
     Args:
-        class_labels: One whole number for all images, or a sequence (list, array, tensor) with one
-            for each.
+        class_labels: One integer for all images, or a sequence (list, array, tensor) with one for
+            each.
         num_images: B.
         num_classes: Labels are 0 ... num_classes - 1.
 
     Raises:
-        ValueError: If they are no whole numbers, not in that range, or not as many as images.
+        ValueError: If they are not integers, out of range, or not one per image.
     """
     labels = np.asarray(class_labels)
     if labels.ndim > 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"class_labels={class_labels!r} must be whole numbers")
+        raise ValueError(f"class_labels={class_labels!r} must be integers")
     if labels.ndim == 0:
         labels = labels.repeat(num_images)
     if len(labels) != num_images:

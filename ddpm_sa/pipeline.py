@@ -170,7 +170,7 @@ class Pipeline(DiffusionPipeline):
             ValueError: At the first batch, as `__call__` does.
         """
         if len(indices) < 1 or min(indices) < 0:
-            raise ValueError(f"images {indices} cannot be made: at least one, from 0 on")
+            raise ValueError(f"indices={indices} must be at least one number, each 0 or greater")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         check_interval(self.unet, method.cache_interval)
@@ -181,7 +181,7 @@ class Pipeline(DiffusionPipeline):
             for start in range(0, len(indices), batch_size):
                 batch = slice(start, start + batch_size)
                 walk = self.denoise(indices[batch], method, seed, condition=condition[batch])
-                x = _last(walk, bar.update, partial(_told, self, callback_on_step_end))
+                x = _last(walk, bar.update, partial(_call_back, self, callback_on_step_end))
                 if not x.isfinite().all():
                     raise ValueError(
                         f"{method} gave values that are not finite; use more steps or another "
@@ -302,7 +302,7 @@ class Pipeline(DiffusionPipeline):
     def condition(
         self, indices: Sequence[int], class_labels: int | Sequence[int] | None = None
     ) -> Condition:
-        """What the network is told of each image, on the CPU; empty for an unconditional network.
+        """The conditioning of each image, on the CPU; empty for an unconditional network.
 
         Args:
             indices: Which images; image i has class i modulo the number of classes if
@@ -330,10 +330,10 @@ class Pipeline(DiffusionPipeline):
         """Write a model folder that diffusers' DDPMPipeline opens without this package.
 
         Where diffusers lacks layers of the network (`not_in_diffusers`), with this package alone.
-        The folder appears whole or not at all, and takes the place of a model that was there.
+        The folder appears complete or not at all, and replaces a model that was there.
 
         Args:
-            folder: Where; parents are made.
+            folder: The target; missing parents are created.
             grid: A picture of samples for the model card.
             about: What else the card says, in Markdown, such as how the model was trained.
 
@@ -361,7 +361,7 @@ class Pipeline(DiffusionPipeline):
     def push_to_hub(  # type: ignore[override]
         self, repo_id: str, private: bool | None = None, token: str | None = None
     ) -> str:
-        """Save the model folder in a repository of the hub, made if there is none; returns its URL.
+        """Save the model folder in a repository of the hub, created if missing; returns its URL.
 
         Raises:
             ValueError: If the hub cannot be reached or refuses.
@@ -376,7 +376,7 @@ class Pipeline(DiffusionPipeline):
         """Open a model folder, or a repository of the hub: ours, or any DDPMPipeline's.
 
         Raises:
-            ValueError: If it holds no model, or one that is not whole.
+            ValueError: If it holds no model, or an incomplete one.
         """
         folder = model_folder.local_folder(folder_or_repo)
         model_folder.first_file(folder, model_folder.NETWORK_CONFIGS)
@@ -395,15 +395,15 @@ def _format_of(unet: Any) -> ImageFormat:
 
 
 def _check_outputs(unet: Any, scheduler: Any, channels: int) -> None:
-    """Other channels would be dropped, or broadcast, without a word."""
+    """Refuse other numbers of channels, which would be silently dropped or broadcast."""
     variance = scheduler.config.get("variance_type") or ""
     expected = 2 * channels if variance.startswith("learned") else channels
-    found = unet.config.get("out_channels", expected)
-    if found != expected:
+    out_channels = unet.config.get("out_channels", expected)
+    if out_channels != expected:
         why = f"variance_type={variance!r}" if variance else "the scheduler"
         raise ValueError(
-            f"out_channels={found} of the network must be {expected}, for images of {channels} "
-            f"channels and {why}"
+            f"out_channels={out_channels} of the network must be {expected}, for images of "
+            f"{channels} channels and {why}"
         )
 
 
@@ -430,9 +430,9 @@ def _last(walk: Walk, tick: Callable[[], object], tell: Callable[[Step], Tensor 
             return step.x_next if reply is None else reply
 
 
-def _told(pipeline: Pipeline, callback: StepEnd | None, step: Step) -> Tensor | None:
-    """What a callback wants in place of the state after a step."""
+def _call_back(pipeline: Pipeline, callback: StepEnd | None, step: Step) -> Tensor | None:
+    """Call a callback after a step; returns the state that replaces the step's, or None."""
     if callback is None:
         return None
-    told = {"latents": step.x_next, "x_0": step.x_0}
-    return (callback(pipeline, step.number, step.t, told) or {}).get("latents")
+    tensors = {"latents": step.x_next, "x_0": step.x_0}
+    return (callback(pipeline, step.number, step.t, tensors) or {}).get("latents")

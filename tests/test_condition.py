@@ -1,4 +1,4 @@
-"""What a network is told goes from the data to the network as one object."""
+"""The conditioning goes from the data to the network as one object."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -48,9 +48,9 @@ def test_labels_of_every_usual_type_are_taken(label: Any) -> None:
         ([0, 1, 2], "3 class_labels for 2 images"),
         (3, "label 3 is not among 0 ... 2"),
         (-1, "label -1 is not among"),
-        (1.5, "whole numbers"),
-        ("cat", "whole numbers"),
-        ([[0, 1]], "whole numbers"),
+        (1.5, "integers"),
+        ("cat", "integers"),
+        ([[0, 1]], "integers"),
     ],
 )
 def test_other_labels_are_refused(label: Any, message: str) -> None:

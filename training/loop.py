@@ -33,7 +33,7 @@ class MicroBatch:
         x_0: Clean images, (B, C, H, W), float32, in [-1, 1].
         eps: Noise, same shape.
         t: Timesteps, (B,), int64, on the CPU like the schedule's tables.
-        condition: What else the network is told.
+        condition: The conditioning of the network.
     """
 
     x_0: Tensor

@@ -120,7 +120,7 @@ def _read_plan(weights: ForeignWeights) -> _Plan:
     gap = weights.count("input_blocks.{}.")
     if weights.has(f"input_blocks.{gap + 1}."):
         raise ValueError(
-            f"input_blocks.{gap}.* is missing: the file is not whole, or its levels are pooled "
+            f"input_blocks.{gap}.* is missing: the file is incomplete, or its levels are pooled "
             "without weights (conv_resample=False), which UNet2DModel has no layer for"
         )
     blocks = weights.count("output_blocks.{}.")

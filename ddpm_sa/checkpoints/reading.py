@@ -32,7 +32,7 @@ def read_weights(path: Path, entry: str | None = None) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
     try:
-        found = _READERS[path.suffix](path)
+        content = _READERS[path.suffix](path)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is damaged, or contains other objects than weights, and such pickles are not "
@@ -41,31 +41,31 @@ def read_weights(path: Path, entry: str | None = None) -> dict[str, Tensor]:
     except _UNREADABLE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} cannot be read: {reason}") from error
-    return _check_weights(found, path, entry)
+    return _check_weights(content, path, entry)
 
 
-def _check_weights(found: Any, path: Path, entry: str | None) -> dict[str, Tensor]:
+def _check_weights(content: Any, path: Path, entry: str | None) -> dict[str, Tensor]:
     if entry is not None:
-        if not isinstance(found, Mapping) or entry not in found:
-            raise ValueError(f"{path} has no entry {entry!r}{_describe_entries(found)}")
-        found = found[entry]
-    if not isinstance(found, Mapping) or not found:
-        raise ValueError(f"{path} holds {type(found).__name__}, not weights by name")
+        if not isinstance(content, Mapping) or entry not in content:
+            raise ValueError(f"{path} has no entry {entry!r}{_describe_entries(content)}")
+        content = content[entry]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds {type(content).__name__}, not weights by name")
     weights = {}
-    for name, value in found.items():
+    for name, value in content.items():
         is_number = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
         if not isinstance(name, str) or not (is_number or isinstance(value, Tensor)):
             raise ValueError(
                 f"{path} holds {type(value).__name__} under {name!r}, not weights alone"
-                f"{_describe_entries(found)}"
+                f"{_describe_entries(content)}"
             )
         weights[name] = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     return weights
 
 
-def _describe_entries(found: Any) -> str:
+def _describe_entries(content: Any) -> str:
     """Name the entries that may be the weights, for an error message."""
-    inner = found.items() if isinstance(found, Mapping) else ()
+    inner = content.items() if isinstance(content, Mapping) else ()
     names = [str(name) for name, value in inner if isinstance(value, Mapping) and value]
     return f"; its entries are {', '.join(names)}: give one as entry" if names else ""
 
@@ -86,8 +86,8 @@ def _unpickle(path: Path) -> Any:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
-        found = np.load(file, allow_pickle=False)
-        return dict(found) if isinstance(found, np.lib.npyio.NpzFile) else {"": found}
+        content = np.load(file, allow_pickle=False)
+        return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {"": content}
 
 
 _READERS = {

@@ -177,7 +177,7 @@ def variational_bound(
         variance_type: Of the reverse steps, as diffusers' DDPMScheduler names it.
         x_0: (B, C, H, W), float32, in [-1, 1], each pixel one of `levels` values.
         noise_at: t -> standard normal noise for x_t, as x_0.
-        condition: What else the network is told.
+        condition: The conditioning of the network.
         clip: Clamp predicted images to [-1, 1], as sampling does.
         levels: How many values a pixel can have.
 
@@ -203,13 +203,13 @@ def variational_bound(
             log_variance = schedule.at(schedule.log_variance(FIXED[variance_type]), t, x_t)
         terms.append(variational_term(schedule, x_0, guess, log_variance, t, levels))
         mse.append((guess - x_0).square().flatten(1).mean(1))
-    found = Bound(torch.stack(terms, 1).cpu(), torch.stack(mse, 1).cpu(), prior(schedule, x_0))
-    if not found.total.isfinite().all():
-        moment = int((~found.terms.isfinite().all(0)).nonzero()[0])
+    bound = Bound(torch.stack(terms, 1).cpu(), torch.stack(mse, 1).cpu(), prior(schedule, x_0))
+    if not bound.total.isfinite().all():
+        moment = int((~bound.terms.isfinite().all(0)).nonzero()[0])
         raise ValueError(
             f"the bound is not finite at t={moment}: {prediction.name} says nothing of x_0 there"
         )
-    return found
+    return bound
 
 
 def prior(schedule: NoiseSchedule, x_0: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def denoising_loss(
 ) -> Tensor:
     """w_t · mean over pixels of (F - target)², L_simple for epsilon (Ho et al. 2020, eq. 14).
 
-    With a learned variance, plus 0.001 · T · L_t in bits a dimension, through which the variance
+    With a learned variance, plus 0.001 · T · L_t in bits per dimension, through which the variance
     alone learns: L_hybrid (Nichol & Dhariwal 2021, section 3.1).
 
     Noise is added, and the error taken, in float32 whatever precision the network runs in.
@@ -44,7 +44,7 @@ def denoising_loss(
         x_0: Clean images, (B, C, H, W), float32, in [-1, 1].
         eps: Standard normal noise, same shape.
         t: Timesteps, (B,), int64.
-        condition: What else the network is told.
+        condition: The conditioning of the network.
         weights: Weight of each timestep, (T,), as from `timestep_weights`; None is all ones.
         learned_variance: Whether the network gives the variance of the reverse step too.
         levels: How many values a pixel can have, which matters to a learned variance alone.

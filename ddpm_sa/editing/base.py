@@ -60,17 +60,17 @@ class Edits:
             raise ValueError(f"level={level:g} must be a timestep, 0 ... {self.timesteps - 1}")
         if self.method.scheduler == "pndm":
             raise ValueError("scheduler='pndm' cannot begin within; use another, such as ddim")
-        made = self.method.make_scheduler(self.pipeline.scheduler)
+        scheduler = self.method.make_scheduler(self.pipeline.scheduler)
         # Those that evaluate twice a step begin at the first of the two.
-        firsts = range(0, len(made.timesteps), made.order)
-        number = next((n for n in firsts if made.timesteps[n] <= level), None)
+        firsts = range(0, len(scheduler.timesteps), scheduler.order)
+        number = next((n for n in firsts if scheduler.timesteps[n] <= level), None)
         if number is None:
             raise ValueError(
                 f"level={level:g} lies below the timesteps of {self.method}, whose lowest is "
-                f"{made.timesteps[firsts[-1]]:g}; use that or a higher one, or more steps"
+                f"{scheduler.timesteps[firsts[-1]]:g}; use that or a higher one, or more steps"
             )
-        t = made.timesteps[number]
-        return Start(number, t, *scales(made, number, t))
+        t = scheduler.timesteps[number]
+        return Start(number, t, *scales(scheduler, number, t))
 
     def checked(self, images: Tensor) -> Tensor:
         """Images of the size that the network sees."""

@@ -64,7 +64,7 @@ class Editor(Edits):
         Args:
             one, other: Two images, (1, C, H, W).
             level: t, at which they are mixed. 0 mixes pixels.
-            weights: Of the other, one for each image made.
+            weights: The weight of the second image, one per result.
 
         Returns:
             (len(weights), C, H, W).
@@ -155,14 +155,14 @@ class Editor(Edits):
             raise ValueError(f"repeats={repeats} must be at least 1")
         x_0 = self.checked(images)
         free = self.checked_mask(unknown)
-        made = self.method.make_scheduler(self.pipeline.scheduler)
-        levels = [scales(made, number, t) for number, t in enumerate(made.timesteps)]
+        scheduler = self.method.make_scheduler(self.pipeline.scheduler)
+        levels = [scales(scheduler, number, t) for number, t in enumerate(scheduler.timesteps)]
         levels.append((torch.ones(()), torch.zeros(())))
         who, x = range(len(x_0)), self.noise(INITIAL_NOISE, range(len(x_0)))
         condition = self.condition_of(len(x_0), condition)
         one_step = self.pipeline.stepper(self.method, condition)
         with evaluating(self.pipeline.unet):
-            for number in range(len(made.timesteps)):
+            for number in range(len(scheduler.timesteps)):
                 (a, _), (a_next, s_next) = levels[number], levels[number + 1]
                 for again in range(repeats):
                     moment = number * repeats + again
@@ -187,12 +187,12 @@ class Editor(Edits):
         """
         x, pipeline = self.checked(images), self.pipeline
         condition = self.condition_of(len(x), condition)
-        made = self._ddim().make_scheduler(pipeline.scheduler)
+        scheduler = self._ddim().make_scheduler(pipeline.scheduler)
         denoiser, a, s = pipeline.prediction, torch.ones(()), torch.zeros(())
         eps = None
         with evaluating(pipeline.unet), torch.no_grad():
-            for number, t in reversed(list(enumerate(made.timesteps))):
-                a_t, s_t = scales(made, number, t)
+            for number, t in reversed(list(enumerate(scheduler.timesteps))):
+                a_t, s_t = scales(scheduler, number, t)
                 if eps is None:  # no eps belongs to a clean image: that of the lowest level
                     eps = denoiser.eps(self.evaluated(x, t, condition), x, a_t, s_t)
                 x = a_t * (x - s * eps) / a + s_t * eps

@@ -49,22 +49,22 @@ def make_guidance(
     _check_use(kind, "sigma", sigma, tuple(SIGMAS))
     _check_use(kind, "a weaker model", weaker, ("auto",))
     blur = SIGMAS.get(kind, 0.0) if sigma is None else sigma
-    made: Weaker
+    weak_evaluation: Weaker
     if kind == "cfg":
-        made = WithoutLabel(_null_class(unet, null_class))
+        weak_evaluation = WithoutLabel(_null_class(unet, null_class))
     elif kind == "pag":
-        made = WithoutAttention(unet, layers)
+        weak_evaluation = WithoutAttention(unet, layers)
     elif kind == "seg":
-        made = WithSmoothAttention(unet, layers, blur)
+        weak_evaluation = WithSmoothAttention(unet, layers, blur)
     elif kind == "sag":
         if layers is not None and len(layers) != 1:
             raise ValueError(f"guidance 'sag' looks at one layer, not at {len(layers)}")
-        made = WithBlurredImage(
+        weak_evaluation = WithBlurredImage(
             unet, prediction(prediction_type), layers[0] if layers else None, blur
         )
     else:
-        made = WithWeakerNetwork(_checked_weaker(unet, weaker), weaker.dtype)
-    return Guidance(weaker=made, scale=scale, interval=interval, rescale=rescale)
+        weak_evaluation = WithWeakerNetwork(_checked_weaker(unet, weaker), weaker.dtype)
+    return Guidance(weaker=weak_evaluation, scale=scale, interval=interval, rescale=rescale)
 
 
 def check_together(guide: Any, cache_interval: int) -> None:

@@ -19,7 +19,7 @@ from diffusers.utils import logging
 
 from ddpm_sa.models.config import not_in_diffusers
 
-# torch's and diffusers' ways to say that a file or a repository is not there, or not whole.
+# The errors of torch and diffusers for a missing or damaged file or repository.
 _UNREADABLE = (OSError, RuntimeError, ValueError)
 
 

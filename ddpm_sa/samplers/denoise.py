@@ -36,7 +36,7 @@ class View(NamedTuple):
     Attributes:
         x_t: a x_0 + s eps, (B, C, H, W), float32.
         t: Timesteps, (B,).
-        condition: What else it is told.
+        condition: The conditioning.
         a, s: Signal and noise scale, scalars.
     """
 
@@ -98,7 +98,7 @@ def denoise(
         x_T: Standard normal noise, (B, C, H, W), float32; with a start, the x_t to begin with.
         noise_of_step: Index of a step -> standard normal noise for it, shaped like x_T.
         dtype: In which the network computes.
-        condition: What the network is told besides x_t and t, on its device.
+        condition: The conditioning of the network, on its device.
         predicts: What F is, if the scheduler's own prediction type is another.
         guide: Replaces the plain evaluation of the network.
         start: The first of the scheduler's timesteps to visit.

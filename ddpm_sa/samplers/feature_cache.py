@@ -33,14 +33,14 @@ class DeepReuse:
 
     def __call__(self, sample: Tensor, t: Tensor, class_labels: Tensor | None = None) -> UNetOutput:
         """Called as the network is."""
-        whole = self.evaluations % self.interval == 0
+        complete = self.evaluations % self.interval == 0
         self.evaluations += 1
         # Guidance in an interval of timesteps changes the size of the batch.
-        if whole or self.deep is None or len(self.deep) != len(sample):
-            return self._whole(sample, t, class_labels)
+        if complete or self.deep is None or len(self.deep) != len(sample):
+            return self._complete(sample, t, class_labels)
         return self._shallow(sample, t, class_labels, self.deep)
 
-    def _whole(self, sample: Tensor, t: Tensor, class_labels: Tensor | None) -> UNetOutput:
+    def _complete(self, sample: Tensor, t: Tensor, class_labels: Tensor | None) -> UNetOutput:
         def keep(module: Any, inputs: tuple[Tensor, ...]) -> None:
             self.deep = inputs[0]
 

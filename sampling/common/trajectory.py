@@ -49,7 +49,7 @@ class SampleSpec:
         return pipeline.denoise([self.index], self.method, self.seed, condition=condition)
 
     def condition(self, pipeline: Pipeline) -> Condition:
-        """What the network is told of the image."""
+        """The conditioning of the image."""
         return pipeline.condition([self.index], self.class_label)
 
     def describe(self, pipeline: Pipeline) -> str:

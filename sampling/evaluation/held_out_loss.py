@@ -199,7 +199,7 @@ def _gaussian_losses(
 def _load_batch(
     images: Images, indices: np.ndarray, pipeline: Pipeline | None
 ) -> tuple[Tensor, Condition]:
-    """Load images, and what the network is told of them."""
+    """Load images and their conditioning."""
     x_0 = images.tensors(indices, np.zeros(len(indices), dtype=bool))
     if pipeline is None:
         return x_0, NO_CONDITION
