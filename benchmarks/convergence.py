@@ -1,4 +1,4 @@
-"""How fast each deterministic scheduler nears the exact solution as its steps grow.
+"""How fast each deterministic scheduler converges to the exact solution with more steps.
 
     python benchmarks/convergence.py --figure docs/convergence.png
 
@@ -90,7 +90,7 @@ def errors(
 
 
 def slope(steps: Sequence[int], errors: Sequence[float]) -> float:
-    """Minus the slope of log error over log steps, by least squares."""
+    """The order of convergence: minus the slope of log error over log steps, by least squares."""
     return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
 
 
@@ -113,7 +113,7 @@ def _error(name: str, options: dict[str, Option], steps: int, beta_schedule: Bet
     walk = list(denoise(lambda *_: None, made, x_T, lambda _: torch.zeros_like(x_T), guide=best))
     a, s = scales(method.make_scheduler(base), 0, made.timesteps[0])
     constant = (walk[0].x_t.double() - a * MEAN) / _variance(a, s).sqrt()
-    # These end at the noise of t = 0 instead of at none.
+    # These schedulers end at the noise level of t = 0, not at zero noise.
     if name in ("deis", "pndm") or options.get("final_sigmas_type") == "sigma_min":
         a = made.alphas_cumprod[0].double().sqrt()
     else:
@@ -123,7 +123,7 @@ def _error(name: str, options: dict[str, Option], steps: int, beta_schedule: Bet
 
 
 def draw(table: dict[str, list[float]], path: Path) -> None:
-    """Errors over steps, both logarithmic, with what orders 1 and 2 would be."""
+    """Draw errors over steps in log-log, with the slopes of orders 1 and 2."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")

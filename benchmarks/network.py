@@ -53,7 +53,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One network in one manner of running."""
+    """One network in one way of running it."""
 
     name: str
     network: nn.Module
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def make_cases(config: dict[str, Any], settings: Settings) -> list[Case]:
-    """The two networks in each manner; a compiled one has parameters of its own layout."""
+    """Both networks in each way of running; a compiled one has its own copy of the parameters."""
     first = UNet(**config)
 
     def make(ours: bool, channels_last: bool = False, compiled: bool = False) -> nn.Module:
@@ -128,14 +128,14 @@ def table(
     t: Tensor,
     rounds: int,
 ) -> None:
-    """Time all cases and a matrix product, in turns, and print a row for each."""
+    """Time all cases and a matrix product, interleaved, and print a row for each."""
     with FlopCounterMode(display=False) as counter:
         run(cases[0], x, t)
     work = counter.get_total_flops()  # of UNet2DModel; ours does the same with fewer
     runs: dict[str, Callable[[], object]] = {
         case.name: lambda case=case: run(case, x, t) for case in cases
     }
-    # As large as keeps the device busy
+    # Large enough to keep the device busy
     size, products = 8192 if x.device.type == "cuda" else 2048, "matrix product"
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.randn(size, size, device=x.device).to(dtype)
@@ -162,7 +162,7 @@ def table(
 
 
 def in_turns(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run, of all rounds but a first that is not counted."""
+    """The seconds of each run, in all rounds but the first, which warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_number in range(rounds + 1):
         for name, run in runs.items():

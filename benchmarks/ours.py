@@ -1,4 +1,4 @@
-"""training/train.py without what it writes, for benchmarks that train."""
+"""training/train.py without its output files, for benchmarks that train."""
 
 import tempfile
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ RECIPE = "training/configs/mnist.yaml"
 
 
 def our_config(words: Sequence[str]) -> TrainConfig:
-    """The settings that these words of a command line make, of a run that writes nothing."""
+    """Parse command-line arguments into the settings of a run that writes nothing."""
     quiet = ["--output_dir", tempfile.gettempdir(), "--tracker", "none", "--time_limit", "1e6"]
     return resolve_settings(parse(TrainConfig, [*words, *quiet]))
 
 
 def our_run(config: TrainConfig) -> Run:
-    """Train as these settings say; gives, after each update, what copies the averaged weights."""
+    """Train with these settings; yields after each update a function that copies the averages."""
     layout, images = make_layout(config), open_images(config.data)
     network = build_network(config.model, images, config.seed)
     AcceleratorState._reset_state(reset_partial_state=True)  # that of another run, in its precision
@@ -43,7 +43,7 @@ def our_run(config: TrainConfig) -> Run:
 
 
 def our_pipeline(config: TrainConfig, weights: Weights) -> Pipeline:
-    """What samples with them."""
+    """A function that samples with these weights."""
     network = build_network(config.model, open_images(config.data), config.seed)
     network.load_state_dict(weights)
     return Pipeline(network, make_scheduler(config))

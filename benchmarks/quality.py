@@ -1,4 +1,4 @@
-"""How soon digits are good: our default recipe beside diffusers' example script.
+"""How fast sample quality improves: our default recipe and diffusers' example script.
 
     python benchmarks/quality.py --minutes 10
 
@@ -40,7 +40,7 @@ from ddpm_sa.metrics.distances import frechet_distance
 from training.config import TrainConfig
 
 MOMENTS = (1 / 8, 1 / 4, 1 / 2, 1)  # of the minutes, when samples are taken
-# How diffusers' script would have it sampled, and how ours is
+# The sampler of diffusers' script, and ours
 SAMPLING: dict[str, dict[str, Any]] = {
     "": {},
     ", sampled as ours": {"timestep_spacing": "trailing", "clip_sample": False},
@@ -135,7 +135,7 @@ def main() -> None:
 
 
 def judge(epochs: int) -> Callable[[Sequence[Pipeline], int], list[float]]:
-    """What measures the images of pipelines, so many of each: distances to unseen digits."""
+    """Make a function that scores pipelines: distances of their samples to held-out digits."""
     classifier, unseen, _ = train_judge(epochs, held_out=2500)
     target = moments(classifier, unseen)
 
@@ -145,7 +145,7 @@ def judge(epochs: int) -> Callable[[Sequence[Pipeline], int], list[float]]:
         return frechet_distance(moments(classifier, made * 2 - 1), target)
 
     def distances(pipelines: Sequence[Pipeline], num_images: int) -> list[float]:
-        # Two pipelines with a processor each make half as many images again as one with two.
+        # Two pipelines on one core each sample 1.5 times as fast as one pipeline on two cores.
         with ThreadPoolExecutor(torch.get_num_threads(), initializer=use_one_core) as pool:
             return list(pool.map(partial(distance, num_images), pipelines))
 
@@ -153,7 +153,7 @@ def judge(epochs: int) -> Callable[[Sequence[Pipeline], int], list[float]]:
 
 
 def recipe_of(steps: int) -> TrainConfig:
-    """Our recipe over so many updates: the learning rate falls until the last of them."""
+    """Our recipe for this number of updates; the learning rate falls to 0 at the last."""
     config = our_config(["--config", RECIPE])
     optim = dataclasses.replace(
         config.optim,
@@ -164,7 +164,7 @@ def recipe_of(steps: int) -> TrainConfig:
 
 
 def minutes_to(curve: list[float], minutes: list[float], distance: float) -> float | None:
-    """When a curve first came down to a distance, on straight lines in log-log; None: never.
+    """The first time at which a curve reaches a distance, interpolated in log-log; None if never.
 
     If it was there at its first point, that point's minutes.
     """

@@ -1,4 +1,4 @@
-"""Time and judge ways to sample a trained model of digits: diffusers' pipelines and ours.
+"""Speed and quality of ways to sample a trained digit model: diffusers' pipelines and ours.
 
     python benchmarks/samplers.py --model runs/demo/model
 
@@ -85,7 +85,7 @@ def main() -> None:
 def ways(
     settings: Settings, pipeline: Pipeline
 ) -> Iterator[tuple[str, int, bool, Callable[[], Tensor]]]:
-    """Name, evaluations an image, whether it draws noise, and what makes the images."""
+    """Each sampler: its name, evaluations per image, whether it draws noise, and the function."""
     pipeline.set_progress_bar_config(disable=True)
     even = {"use_exponential_sigmas": True}
 

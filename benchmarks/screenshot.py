@@ -1,4 +1,4 @@
-"""Pictures of the page of sampling/app.py for the docs, taken by a browser that uses it.
+"""Screenshots of the page of sampling/app.py for the docs, taken with a real browser.
 
     python benchmarks/screenshot.py --model runs/demo/model --output_dir docs
 

@@ -20,7 +20,7 @@ from ddpm_sa import Pipeline, preset
 
 Weights = dict[str, Tensor]
 Run = Generator[Callable[[], Weights]]
-"""Trains; gives, after each update, what copies the averaged weights."""
+"""Trains, and yields after each update a function that copies the averaged weights."""
 
 
 def theirs(images: Tensor, lr: float, steps: int, batch_size: int = 16) -> Run:
@@ -59,12 +59,12 @@ def theirs(images: Tensor, lr: float, steps: int, batch_size: int = 16) -> Run:
 
 
 def their_network() -> UNet2DModel:
-    """Of the same size as ours, with diffusers' initial weights."""
+    """A network of the same size as ours, with diffusers' initial weights."""
     return UNet2DModel(**preset("mnist").unet)
 
 
 def their_pipeline(weights: Weights, **options: Any) -> Pipeline:
-    """What samples with them; options are DDPMScheduler's, of sampling."""
+    """A function that samples with these weights; options are those of DDPMScheduler."""
     network = their_network()
     network.load_state_dict(weights)
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", **options)
