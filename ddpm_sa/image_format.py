@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +89,19 @@ class ImageFormat:
         """Write `images.json` into a folder."""
         text = json.dumps(dataclasses.asdict(self), indent=2)
         (Path(folder) / FILE_NAME).write_text(text + "\n")
+
+    @classmethod
+    def from_unet(cls, unet: Any) -> "ImageFormat":
+        """The 8-bit images of a network's own size and channels.
+
+        Raises:
+            ValueError: If its configuration has no sample_size.
+        """
+        size = unet.config.sample_size
+        if size is None:
+            raise ValueError("the network's config has no sample_size; give an image_format")
+        height, width = (size, size) if isinstance(size, int) else size
+        return cls(channels=unet.config.in_channels, size=(height, width))
 
     @classmethod
     def load(cls, folder: str | Path) -> "ImageFormat":

@@ -1,30 +1,23 @@
 """Pipeline: a network, its schedule and what its images are; samples, saves and loads."""
 
-import contextlib
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, ImagePipelineOutput
+from diffusers import ImagePipelineOutput
 from einops import rearrange
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddpm_sa import model_folder
 from ddpm_sa.condition import NO_CONDITION, Condition, checked_labels
 from ddpm_sa.diffusion.prediction import Prediction, prediction
 from ddpm_sa.guidance.base import Guidance
 from ddpm_sa.guidance.by_name import Kind, check_together, make_guidance
-from ddpm_sa.image_format import FILE_NAME, ImageFormat, from_tensor, padded_size, to_pil
-from ddpm_sa.models.config import not_in_diffusers
-from ddpm_sa.models.unet import UNet
+from ddpm_sa.image_format import ImageFormat, from_tensor, padded_size, to_pil
+from ddpm_sa.pipeline_files import PipelineFiles, check_channels
 from ddpm_sa.randomness import standard_normal
-from ddpm_sa.samplers.denoise import Guide, Step, Walk, denoise
+from ddpm_sa.samplers.denoise import Guide, Step, Walk, denoise, evaluating, last_state
 from ddpm_sa.samplers.feature_cache import DeepReuse, check_interval
 from ddpm_sa.samplers.method import Method, dry_run
 from ddpm_sa.samplers.schedulers import Options
@@ -43,7 +36,7 @@ class Batch(NamedTuple):
     images: Tensor
 
 
-class Pipeline(DiffusionPipeline):
+class Pipeline(PipelineFiles):
     """A U-Net, ours or diffusers' UNet2DModel, to sample from, to save and to load.
 
     Args:
@@ -67,13 +60,8 @@ class Pipeline(DiffusionPipeline):
                 f"{type(scheduler).__name__} has no beta_schedule: it does not describe a DDPM"
             )
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.image_format = image_format or _format_of(unet)
-        if self.image_format.channels != unet.config.in_channels:
-            raise ValueError(
-                f"image_format has {self.image_format.channels} channels, the network "
-                f"{unet.config.in_channels}"
-            )
-        _check_outputs(unet, scheduler, self.image_format.channels)
+        self.image_format = image_format or ImageFormat.from_unet(unet)
+        check_channels(unet, scheduler, self.image_format.channels)
 
     def __call__(
         self,
@@ -181,7 +169,7 @@ class Pipeline(DiffusionPipeline):
             for start in range(0, len(indices), batch_size):
                 batch = slice(start, start + batch_size)
                 walk = self.denoise(indices[batch], method, seed, condition=condition[batch])
-                x = _last(walk, bar.update, partial(_call_back, self, callback_on_step_end))
+                x = last_state(walk, bar.update, partial(_call_back, self, callback_on_step_end))
                 if not x.isfinite().all():
                     raise ValueError(
                         f"{method} gave values that are not finite; use more steps or another "
@@ -323,111 +311,6 @@ class Pipeline(DiffusionPipeline):
             class_labels = [index % num_named for index in indices]
         labels = checked_labels(class_labels, len(indices), config.num_class_embeds)
         return Condition(class_labels=labels)
-
-    def save_pretrained(  # type: ignore[override]
-        self, folder: str | os.PathLike, grid: Image.Image | None = None, about: str = ""
-    ) -> None:
-        """Write a model folder that diffusers' DDPMPipeline opens without this package.
-
-        Where diffusers lacks layers of the network (`not_in_diffusers`), with this package alone.
-        The folder appears complete or not at all, and replaces a model that was there.
-
-        Args:
-            folder: The target; missing parents are created.
-            grid: A picture of samples for the model card.
-            about: What else the card says, in Markdown, such as how the model was trained.
-
-        Raises:
-            ValueError: If the folder holds anything that is no part of a model.
-        """
-        with model_folder.replace_folder(Path(folder)) as temporary:
-            if not_in_diffusers(self.unet.config) is None:
-                unet = self.unet.to_diffusers() if isinstance(self.unet, UNet) else self.unet
-                DDPMPipeline(unet, self.scheduler).save_pretrained(temporary)
-            else:
-                super().save_pretrained(temporary)
-            self.image_format.save(temporary)
-            num_parameters = sum(parameter.numel() for parameter in self.unet.parameters())
-            model_folder.write_card(
-                temporary,
-                self.image_format,
-                self.unet.config,
-                self.scheduler.config,
-                num_parameters,
-                grid,
-                about,
-            )
-
-    def push_to_hub(  # type: ignore[override]
-        self, repo_id: str, private: bool | None = None, token: str | None = None
-    ) -> str:
-        """Save the model folder in a repository of the hub, created if missing; returns its URL.
-
-        Raises:
-            ValueError: If the hub cannot be reached or refuses.
-        """
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            self.save_pretrained(folder)
-            return model_folder.upload(folder, repo_id, private, token)
-
-    @classmethod
-    def from_pretrained(cls, folder_or_repo: str | os.PathLike) -> Self:  # type: ignore[override]
-        """Open a model folder, or a repository of the hub: ours, or any DDPMPipeline's.
-
-        Raises:
-            ValueError: If it holds no model, or an incomplete one.
-        """
-        folder = model_folder.local_folder(folder_or_repo)
-        model_folder.first_file(folder, model_folder.NETWORK_CONFIGS)
-        scheduler = model_folder.load_scheduler(folder)
-        has_format = (folder / FILE_NAME).is_file()
-        image_format = ImageFormat.load(folder) if has_format else None
-        return cls(UNet.from_pretrained(folder), scheduler, image_format)
-
-
-def _format_of(unet: Any) -> ImageFormat:
-    size = unet.config.sample_size
-    if size is None:
-        raise ValueError("the network's config has no sample_size; give an image_format")
-    height, width = (size, size) if isinstance(size, int) else size
-    return ImageFormat(channels=unet.config.in_channels, size=(height, width))
-
-
-def _check_outputs(unet: Any, scheduler: Any, channels: int) -> None:
-    """Refuse other numbers of channels, which would be silently dropped or broadcast."""
-    variance = scheduler.config.get("variance_type") or ""
-    expected = 2 * channels if variance.startswith("learned") else channels
-    out_channels = unet.config.get("out_channels", expected)
-    if out_channels != expected:
-        why = f"variance_type={variance!r}" if variance else "the scheduler"
-        raise ValueError(
-            f"out_channels={out_channels} of the network must be {expected}, for images of "
-            f"{channels} channels and {why}"
-        )
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """A module in eval mode inside, in the mode it had outside."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)
-
-
-def _last(walk: Walk, tick: Callable[[], object], tell: Callable[[Step], Tensor | None]) -> Tensor:
-    """The state after the last step of a walk."""
-    step, reply = next(walk), None
-    while True:
-        tick()
-        reply = tell(step)
-        try:
-            step = walk.send(reply)
-        except StopIteration:
-            return step.x_next if reply is None else reply
 
 
 def _call_back(pipeline: Pipeline, callback: StepEnd | None, step: Step) -> Tensor | None:

@@ -31,6 +31,7 @@ FLOORS = [
     {"guidance", "interpret"},
     {"model_card"},
     {"model_folder"},
+    {"pipeline_files"},
     {"pipeline"},
     {"editing", "checkpoints", "metrics"},
     {"__main__"},

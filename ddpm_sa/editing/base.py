@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_sa.condition import Condition
-from ddpm_sa.pipeline import STEP_NOISE, Pipeline, evaluating
-from ddpm_sa.samplers.denoise import scales
+from ddpm_sa.pipeline import STEP_NOISE, Pipeline
+from ddpm_sa.samplers.denoise import evaluating, scales
 from ddpm_sa.samplers.method import Method
 
 

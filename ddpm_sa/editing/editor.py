@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ddpm_sa.condition import Condition
 from ddpm_sa.editing.base import Edits
-from ddpm_sa.pipeline import INITIAL_NOISE, STEP_NOISE, evaluating
-from ddpm_sa.samplers.denoise import scales
+from ddpm_sa.pipeline import INITIAL_NOISE, STEP_NOISE
+from ddpm_sa.samplers.denoise import evaluating, scales
 from ddpm_sa.samplers.method import Method, dry_run
 
 LEVEL_NOISE = "editing: noise of a level"

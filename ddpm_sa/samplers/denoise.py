@@ -4,11 +4,12 @@ Each image has noise of its own. A scheduler that draws noise is given that of t
 so an image does not depend on the batch it is sampled in.
 """
 
-from collections.abc import Callable, Generator
+import contextlib
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ddpm_sa.condition import NO_CONDITION, Condition
@@ -132,6 +133,26 @@ def denoise(
         x = x if changed is None else changed
 
 
+def last_state(
+    walk: Walk, tick: Callable[[], object], on_step: Callable[[Step], Tensor | None]
+) -> Tensor:
+    """Run all steps; returns the state after the last, (B, C, H, W).
+
+    Args:
+        walk: From `denoise`.
+        tick: Called at every step, such as a progress bar's update.
+        on_step: Called at every step; a tensor that it returns replaces the step's x_next.
+    """
+    step, reply = next(walk), None
+    while True:
+        tick()
+        reply = on_step(step)
+        try:
+            step = walk.send(reply)
+        except StopIteration:
+            return step.x_next if reply is None else reply
+
+
 def _begin(scheduler: Any, start: int) -> Tensor | float:
     """Start a scheduler at one of its timesteps; returns the scale of its state relative to x_t.
 
@@ -184,3 +205,14 @@ class _ServedNoise(TorchFunctionMode):
         noise = self.serve()
         assert noise.shape == tuple(args[0])
         return noise.to(device=kwargs["device"], dtype=kwargs["dtype"])
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A module in eval mode inside, in the mode it had outside."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

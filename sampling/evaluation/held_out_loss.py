@@ -18,8 +18,8 @@ from ddpm_sa.diffusion.loss import denoising_loss
 from ddpm_sa.diffusion.loss_by_timestep import Buckets
 from ddpm_sa.metrics.gaussian_baseline import least_loss
 from ddpm_sa.metrics.moments import Moments
-from ddpm_sa.pipeline import evaluating
 from ddpm_sa.randomness import standard_normal, stream
+from ddpm_sa.samplers.denoise import evaluating
 from sampling.evaluation.image_sets import process_batches
 from sampling.evaluation.memorization import NearestImages
 

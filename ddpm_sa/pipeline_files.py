@@ -1,0 +1,110 @@
+"""Saving a Pipeline as a model folder, uploading it, and loading it again."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+from diffusers import DDPMPipeline, DiffusionPipeline
+from PIL import Image
+
+from ddpm_sa import model_folder
+from ddpm_sa.image_format import FILE_NAME, ImageFormat
+from ddpm_sa.models.config import not_in_diffusers
+from ddpm_sa.models.unet import UNet
+
+
+class PipelineFiles(DiffusionPipeline):
+    """The part of `Pipeline` that has to do with files."""
+
+    unet: Any
+    scheduler: Any
+    image_format: ImageFormat
+
+    def save_pretrained(  # type: ignore[override]
+        self, folder: str | os.PathLike, grid: Image.Image | None = None, about: str = ""
+    ) -> None:
+        """Write a model folder that diffusers' DDPMPipeline opens without this package.
+
+        Where diffusers lacks layers of the network (`not_in_diffusers`), with this package alone.
+        The folder appears complete or not at all, and replaces a model that was there.
+
+        Args:
+            folder: The target; missing parents are created.
+            grid: A picture of samples for the model card.
+            about: What else the card says, in Markdown, such as how the model was trained.
+
+        Raises:
+            ValueError: If the folder holds anything that is no part of a model.
+        """
+        with model_folder.replace_folder(Path(folder)) as temporary:
+            if not_in_diffusers(self.unet.config) is None:
+                unet = self.unet.to_diffusers() if isinstance(self.unet, UNet) else self.unet
+                DDPMPipeline(unet, self.scheduler).save_pretrained(temporary)
+            else:
+                super().save_pretrained(temporary)
+            self.image_format.save(temporary)
+            num_parameters = sum(parameter.numel() for parameter in self.unet.parameters())
+            model_folder.write_card(
+                temporary,
+                self.image_format,
+                self.unet.config,
+                self.scheduler.config,
+                num_parameters,
+                grid,
+                about,
+            )
+
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Save the model folder in a repository of the hub, created if missing; returns its URL.
+
+        Raises:
+            ValueError: If the hub cannot be reached or refuses.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder)
+            return model_folder.upload(folder, repo_id, private, token)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_repo: str | os.PathLike) -> Self:  # type: ignore[override]
+        """Open a model folder, or a repository of the hub: ours, or any DDPMPipeline's.
+
+        Raises:
+            ValueError: If it holds no model, or an incomplete one.
+        """
+        folder = model_folder.local_folder(folder_or_repo)
+        model_folder.first_file(folder, model_folder.NETWORK_CONFIGS)
+        scheduler = model_folder.load_scheduler(folder)
+        has_format = (folder / FILE_NAME).is_file()
+        image_format = ImageFormat.load(folder) if has_format else None
+        unet = UNet.from_pretrained(folder)
+        # The constructor is Pipeline's.
+        return cls(unet, scheduler, image_format)  # pyright: ignore[reportCallIssue]
+
+
+def check_channels(unet: Any, scheduler: Any, channels: int) -> None:
+    """Refuse networks whose outputs would be silently dropped or broadcast.
+
+    Args:
+        channels: Of the images.
+
+    Raises:
+        ValueError: If in_channels is another number, or out_channels is neither that nor, with a
+            learned variance, twice that.
+    """
+    if channels != unet.config.in_channels:
+        raise ValueError(
+            f"image_format has {channels} channels, the network {unet.config.in_channels}"
+        )
+    variance = scheduler.config.get("variance_type") or ""
+    expected = 2 * channels if variance.startswith("learned") else channels
+    out_channels = unet.config.get("out_channels", expected)
+    if out_channels != expected:
+        why = f"variance_type={variance!r}" if variance else "the scheduler"
+        raise ValueError(
+            f"out_channels={out_channels} of the network must be {expected}, for images of "
+            f"{channels} channels and {why}"
+        )
