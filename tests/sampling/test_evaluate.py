@@ -179,7 +179,7 @@ def test_fewer_images_than_features_are_warned_of(places, evaluate, tmp_path):
         (["--model", "DIR/model"], "the model is not part of a run folder; give --data"),
         (
             ["--samples", "DIR/few", "--data", "DIR/real"],
-            "few: 3 images have no 3 neighbours; give 4 at least",
+            "few: 3 images have no 3 neighbours; give at least 4",
         ),
         (
             ["--samples", "DIR/real", "--samples", "DIR/large", "--data", "DIR/real"],
