@@ -67,5 +67,5 @@ def test_a_name_that_is_no_scheduler_is_refused(folder: Path, name: object) -> N
 def test_a_scheduler_whose_package_is_missing_names_the_package(folder: Path) -> None:
     name = "DPMSolverSDEScheduler"
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps({"_class_name": name}))
-    with pytest.raises(ValueError, match=f"{name}, which needs torch and torchsde"):
+    with pytest.raises(ValueError, match=f"'{name}', which needs torch and torchsde"):
         load_scheduler(folder)

@@ -124,7 +124,7 @@ def test_classes_cycle_over_the_images_unless_they_are_given():
     ("config", "arguments", "message"),
     [
         ({}, {"num_images": 0}, "at least one"),
-        ({}, {"indices": [-1]}, "from 0 on"),
+        ({}, {"indices": [-1]}, "each 0 or greater"),
         ({}, {"batch_size": 0}, "batch_size=0"),
         ({}, {"steps": 1001}, "1000"),
         ({}, {"scheduler": "none"}, "known are ddpm, ddim, dpmsolver"),
