@@ -134,7 +134,7 @@ def test_worker_that_is_killed_is_restarted_and_ends_with_the_same_weights(pictu
             wait_until(lambda step=step: steps_saved(run) >= step, 120)
             workers_of(process)[step % 2].kill()
         assert process.wait(180) == 0, log.read_text()
-    assert log.read_text().count("restarted by torchrun: the run goes on") == 2
+    assert log.read_text().count("restarted by torchrun: continuing from") == 2
     ended = run_there(arguments(pictures, whole, **changes), *torchrun(2))
     assert ended.returncode == 0, ended.stderr
     for stem in ("weights", "ema", "optimizer"):
