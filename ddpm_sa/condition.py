@@ -81,7 +81,7 @@ def checked_labels(class_labels: Any, num_images: int, num_classes: int) -> Tens
         ValueError: If they are not integers, out of range, or not one per image.
     """
     labels = np.asarray(class_labels)
-    if labels.ndim > 1 or labels.dtype.kind not in "iu":
+    if labels.ndim > 1 or (labels.size and labels.dtype.kind not in "iu"):
         raise ValueError(f"class_labels={class_labels!r} must be integers")
     if labels.ndim == 0:
         labels = labels.repeat(num_images)

@@ -125,6 +125,7 @@ def test_classes_cycle_over_the_images_unless_they_are_given():
     [
         ({}, {"num_images": 0}, "at least one"),
         ({}, {"indices": [-1]}, "each 0 or greater"),
+        ({"num_class_embeds": 3}, {"indices": []}, "at least one number"),
         ({}, {"batch_size": 0}, "batch_size=0"),
         ({}, {"steps": 1001}, "1000"),
         ({}, {"scheduler": "none"}, "known are ddpm, ddim, dpmsolver"),

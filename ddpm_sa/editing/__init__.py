@@ -1,4 +1,4 @@
-"""Editing images with an unconditional model: inpainting, variations, interpolation."""
+"""Editing images with a trained model: SDEdit, inpainting, variations, interpolation."""
 
 from ddpm_sa.editing.editor import Editor
 

@@ -239,7 +239,7 @@ def test_a_level_starts_at_the_nearest_timestep_at_or_below():
     assert [int(trailing.start(level).t) for level in (99, 198, 199, 999)] == [99, 99, 199, 999]
 
 
-def test_inpainting_reuses_deep_features_where_it_is_told_to(monkeypatch):
+def test_inpainting_reuses_deep_features_where_it_is_told_to():
     torch.manual_seed(0)
     unet = randomise_(UNet(**SMALL, sample_size=(8, 16)))
     pipeline = Pipeline(unet, BASE)
