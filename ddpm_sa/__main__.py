@@ -15,6 +15,7 @@ import argcomplete
 from ddpm_sa import __doc__ as about
 from ddpm_sa import __version__
 from ddpm_sa.cli import COMMAND, parse, run_program
+from ddpm_sa.errors import UserError
 
 # Name: its module, and what it does.
 PROGRAMS = {
@@ -42,7 +43,7 @@ completion of programs and settings by the Tab key (bash and zsh):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} ({COMMAND} --help lists the programs)")
+        raise UserError(f"{message} ({COMMAND} --help lists the programs)")
 
 
 def main() -> NoReturn:
@@ -64,7 +65,7 @@ def _start() -> None:
         _run(*words)
     if words and not words[0].startswith("-"):
         known = ", ".join(PROGRAMS)
-        raise ValueError(f"{words[0]!r} is not a program of {COMMAND}; the programs are {known}")
+        raise UserError(f"{words[0]!r} is not a program of {COMMAND}; the programs are {known}")
     _top_parser().parse_args(words)
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -20,6 +21,9 @@ from jsonargparse import (
     DefaultHelpFormatter,
     set_parsing_settings,
 )
+
+from ddpm_sa import __version__
+from ddpm_sa.errors import UserError
 
 Config = TypeVar("Config")
 
@@ -47,8 +51,8 @@ def parse(
         An instance of `config`, checked by its `__post_init__`.
 
     Raises:
-        ValueError: If a name is unknown, a value has the wrong type, a file is missing, or a
-            `__post_init__` raises a ValueError. The message is one line.
+        UserError: If a name is unknown, a value has the wrong type, a file is missing, or a
+            `__post_init__` raises a UserError. The message is one line.
     """
     home = sys.modules[config.__module__]
     parser = ArgumentParser(
@@ -65,8 +69,8 @@ def parse(
         settings = parser.parse_args(argv)
         settings.pop("config", None)
         return config(**vars(parser.instantiate(settings)))
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise ValueError(f"{_one_line(str(error))} (--help lists every setting)") from error
+    except (ArgumentError, UserError) as error:
+        raise UserError(f"{_one_line(str(error))} (--help lists every setting)") from error
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -91,7 +95,7 @@ class _ConfigFile(ActionConfigFile):
         if values in self.named and not Path(values).is_file():
             values = str(self.named[values])
         elif self.named and re.fullmatch(r"\w+", values) and not Path(values).exists():
-            raise ValueError(
+            raise UserError(
                 f"--config {values} is neither a file nor one of {', '.join(self.named)}"
             )
         super().__call__(parser, namespace, values, option_string)
@@ -137,7 +141,7 @@ def join_repeated_flags(argv: Sequence[str], *names: str) -> list[str]:
             continue
         argument = value if equals else next(words, "--")
         if argument.startswith("--"):
-            raise ValueError(f"{flag} needs a value")
+            raise UserError(f"{flag} needs a value")
         values_of.setdefault(flag, []).append(argument)
     for flag, values in values_of.items():
         is_list = len(values) == 1 and values[0].startswith("[")
@@ -146,17 +150,26 @@ def join_repeated_flags(argv: Sequence[str], *names: str) -> list[str]:
 
 
 def run_program(main: Callable[[], object]) -> NoReturn:
-    """Run `main` and exit with code 0, or with code 2 and one line if it raises a ValueError.
+    """Run `main` and exit with code 0, or with code 2 and one line if it raises a UserError.
 
-    Under torchrun or accelerate, only process 0 prints the line.
+    Under torchrun or accelerate, only process 0 prints the line. Any other exception is a fault of
+    ours: it keeps its traceback, with a line below that says where to report it.
     """
     try:
         main()
-    except ValueError as error:
+    except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {_one_line(str(error))}", file=sys.stderr)
         # RANK is set before there is a process group.
         sys.exit(2)
+    except Exception:
+        traceback.print_exc()
+        print(
+            f"This is a fault of ddpm_sa {__version__}, not of your input. Please report it with "
+            f"the lines above and this command: {command_line()}",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     sys.exit(0)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Condition:
@@ -82,12 +84,12 @@ def checked_labels(class_labels: Any, num_images: int, num_classes: int) -> Tens
     """
     labels = np.asarray(class_labels)
     if labels.ndim > 1 or (labels.size and labels.dtype.kind not in "iu"):
-        raise ValueError(f"class_labels={class_labels!r} must be integers")
+        raise UserError(f"class_labels={class_labels!r} must be integers")
     if labels.ndim == 0:
         labels = labels.repeat(num_images)
     if len(labels) != num_images:
-        raise ValueError(f"{len(labels)} class_labels for {num_images} images")
+        raise UserError(f"{len(labels)} class_labels for {num_images} images")
     for label in labels:
         if not 0 <= label < num_classes:
-            raise ValueError(f"class label {label} is not among 0 ... {num_classes - 1}")
+            raise UserError(f"class label {label} is not among 0 ... {num_classes - 1}")
     return torch.from_numpy(labels.astype(np.int64))

@@ -9,6 +9,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
+from ddpm_sa.errors import UserError
+
 Result = TypeVar("Result")
 
 
@@ -21,7 +23,7 @@ def join() -> PartialState:
     state = PartialState(cpu=without_accelerator(), **_store_of_this_attempt())
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != state.num_processes:
-        raise ValueError(
+        raise UserError(
             f"{started} processes were started but each sees {state.num_processes}; start them "
             "with torchrun --nproc_per_node or accelerate launch"
         )
@@ -75,12 +77,12 @@ def by_process_0(
         except (OSError, SafetensorError) as error:
             cause = error
             outcome[1] = f"{problem}: {error}; {way_out}"
-        except ValueError as error:
+        except UserError as error:
             cause = error
             outcome[1] = str(error)
     result, failure = broadcast_object_list(outcome)
     if failure is not None:
-        raise ValueError(failure) from cause
+        raise UserError(failure) from cause
     return result
 
 

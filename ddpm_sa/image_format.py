@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
+
 FILE_NAME = "images.json"
 DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}
 # (channels, bits) of the PNG files that Pillow writes; it reduces 16-bit colour to 8 bits.
@@ -49,18 +51,18 @@ class ImageFormat:
 
     def __post_init__(self) -> None:
         if self.channels < 1:
-            raise ValueError(f"channels={self.channels} must be at least 1")
+            raise UserError(f"channels={self.channels} must be at least 1")
         if len(self.size) != 2 or min(self.size) < 1:
-            raise ValueError(f"size={self.size} must be (height, width), each at least 1")
+            raise UserError(f"size={self.size} must be (height, width), each at least 1")
         if self.bit_depth not in (8, 16, 32):
-            raise ValueError(f"bit_depth={self.bit_depth} must be 8, 16 or 32")
+            raise UserError(f"bit_depth={self.bit_depth} must be 8, 16 or 32")
         if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
-            raise ValueError(f"value_range={self.value_range} must be (lowest, highest)")
+            raise UserError(f"value_range={self.value_range} must be (lowest, highest)")
         if not all(map(math.isfinite, self.value_range)):
-            raise ValueError(f"value_range={self.value_range} must be finite")
+            raise UserError(f"value_range={self.value_range} must be finite")
         largest = 2**self.bit_depth - 1
         if self.bit_depth < 32 and not 0 <= self.value_range[0] < self.value_range[1] <= largest:
-            raise ValueError(
+            raise UserError(
                 f"value_range={self.value_range} must be within 0 and {largest}, the range of "
                 f"{self.bit_depth} bits"
             )
@@ -99,7 +101,7 @@ class ImageFormat:
         """
         size = unet.config.sample_size
         if size is None:
-            raise ValueError("the network's config has no sample_size; give an image_format")
+            raise UserError("the network's config has no sample_size; give an image_format")
         height, width = (size, size) if isinstance(size, int) else size
         return cls(channels=unet.config.in_channels, size=(height, width))
 
@@ -117,7 +119,7 @@ class ImageFormat:
             lists = {name: tuple(v) for name, v in fields.items() if isinstance(v, list)}
             return cls(**(fields | lists))
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} does not describe images: {error}") from error
+            raise UserError(f"{path} does not describe images: {error}") from error
 
 
 def padded_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
@@ -148,12 +150,12 @@ def to_tensor(images: Pixels, value_range: tuple[float, float] | None = None) ->
             the images are not uint8.
     """
     if images.dtype not in (np.uint8, np.uint16, np.float32) or images.ndim not in (3, 4):
-        raise ValueError(
+        raise UserError(
             "images must be uint8, uint16 or float32 of shape (N, H, W, C) or (H, W, C), not "
             f"{images.dtype} of shape {images.shape}"
         )
     if value_range is None and images.dtype != np.uint8:
-        raise ValueError(f"images of {images.dtype} need their value_range, such as (0, 65535)")
+        raise UserError(f"images of {images.dtype} need their value_range, such as (0, 65535)")
     low, high = value_range or (0, 255)
     x = rearrange(torch.tensor(images), "... h w c -> ... c h w")
     # Contiguous: convolutions take the memory format of their input for the whole network.
@@ -220,7 +222,7 @@ def to_pil(images: Pixels) -> list[Image.Image]:
     """
     bits = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}.get(images.dtype)
     if images.ndim != 4 or (images.shape[-1], bits) not in PICTURES:
-        raise ValueError(
+        raise UserError(
             f"images of {images.dtype} and shape {images.shape} cannot be Pillow images: they must "
             "be (N, H, W, C), of uint8 with 1, 3 or 4 channels, or of uint16 with 1"
         )
@@ -247,7 +249,7 @@ def image_grid(images: Pixels, columns: int | None = None) -> Image.Image:
     """
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     if len(images) < 1 or columns < 1:
-        raise ValueError(f"a grid of {len(images)} images in {columns} columns cannot be drawn")
+        raise UserError(f"a grid of {len(images)} images in {columns} columns cannot be drawn")
     missing = -len(images) % columns
     cells = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
     return to_pil(rearrange(cells, "(r c) h w k -> 1 (r h) (c w) k", c=columns))[0]

@@ -12,6 +12,7 @@ import diffusers
 from huggingface_hub import create_repo, snapshot_download, upload_folder
 from PIL import Image
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import FILE_NAME, ImageFormat
 from ddpm_sa.model_card import model_card
 
@@ -57,7 +58,7 @@ def local_folder(folder_or_repo: str | os.PathLike) -> Path:
             path = Path(snapshot_download(repo, allow_patterns=[*CONFIGS, *_weights("bin")]))
         return path
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{folder_or_repo} is not a local folder, and was not found on the Hugging Face Hub: "
             f"{error}"
         ) from error
@@ -72,7 +73,7 @@ def first_file(folder: Path, names: Sequence[str]) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise ValueError(f"{folder} is not a model folder: it has neither {' nor '.join(names)}")
+    raise UserError(f"{folder} is not a model folder: it has neither {' nor '.join(names)}")
 
 
 def load_scheduler(folder: Path) -> Any:
@@ -88,14 +89,14 @@ def load_scheduler(folder: Path) -> Any:
     try:
         name = json.loads(path.read_text()).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not the configuration of a scheduler: {error}") from error
+        raise UserError(f"{path} is not the configuration of a scheduler: {error}") from error
     kind: Any = getattr(diffusers, str(name), None)
     # Where a package is missing, diffusers has a stand-in of the same name.
     missing = getattr(kind, "_backends", None)
     if str(name).endswith("Scheduler") and missing:
-        raise ValueError(f"{path} has _class_name={name!r}, which needs {' and '.join(missing)}")
+        raise UserError(f"{path} has _class_name={name!r}, which needs {' and '.join(missing)}")
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise ValueError(f"{path} has _class_name={name!r}, which is not a scheduler of diffusers")
+        raise UserError(f"{path} has _class_name={name!r}, which is not a scheduler of diffusers")
     return kind.from_pretrained(path.parent)
 
 
@@ -111,7 +112,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         sorted({entry.name for entry in folder.iterdir()} - OUR_FILES) if folder.exists() else []
     )
     if foreign:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds {foreign[0]}, which is not part of a model, so it is not replaced; "
             "choose another folder"
         )
@@ -165,5 +166,5 @@ def upload(folder: Path, repo_id: str, private: bool | None, token: str | None) 
         upload_folder(repo_id=url.repo_id, folder_path=folder, token=token)
     # The client's HTTP library, and so the class of its errors, changes between versions.
     except Exception as error:
-        raise ValueError(f"{repo_id} could not be pushed to the Hub: {error}") from error
+        raise UserError(f"{repo_id} could not be pushed to the Hub: {error}") from error
     return str(url)

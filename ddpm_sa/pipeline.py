@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddpm_sa.condition import NO_CONDITION, Condition, checked_labels
 from ddpm_sa.diffusion.prediction import Prediction, prediction
+from ddpm_sa.errors import UserError
 from ddpm_sa.guidance.base import Guidance
 from ddpm_sa.guidance.by_name import Kind, check_together, make_guidance
 from ddpm_sa.image_format import ImageFormat, from_tensor, padded_size, to_pil
@@ -56,7 +57,7 @@ class Pipeline(PipelineFiles):
     def __init__(self, unet: Any, scheduler: Any, image_format: ImageFormat | None = None) -> None:
         super().__init__()
         if "beta_schedule" not in scheduler.config:
-            raise ValueError(
+            raise UserError(
                 f"{type(scheduler).__name__} has no beta_schedule: it does not describe a DDPM"
             )
         self.register_modules(unet=unet, scheduler=scheduler)
@@ -108,11 +109,11 @@ class Pipeline(PipelineFiles):
             ValueError: If an argument is out of range, or cannot be for this network.
         """
         if output_type not in ("pil", "np", "pt", "values"):
-            raise ValueError(
+            raise UserError(
                 f"output_type={output_type!r} is unknown; known are pil, np, pt, values"
             )
         if output_type == "pil" and not self.image_format.is_picture:
-            raise ValueError(f"no picture holds {self.image_format}; use output_type='values'")
+            raise UserError(f"no picture holds {self.image_format}; use output_type='values'")
         method = Method(
             steps=steps if num_inference_steps is None else num_inference_steps,
             scheduler=scheduler,
@@ -158,9 +159,9 @@ class Pipeline(PipelineFiles):
             ValueError: At the first batch, as `__call__` does.
         """
         if len(indices) < 1 or min(indices) < 0:
-            raise ValueError(f"indices={indices} must be at least one number, each 0 or greater")
+            raise UserError(f"indices={indices} must be at least one number, each 0 or greater")
         if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
+            raise UserError(f"batch_size={batch_size} must be at least 1")
         check_interval(self.unet, method.cache_interval)
         check_together(method.guide, method.cache_interval)
         condition = condition or self.condition(indices)
@@ -171,7 +172,7 @@ class Pipeline(PipelineFiles):
                 walk = self.denoise(indices[batch], method, seed, condition=condition[batch])
                 x = last_state(walk, bar.update, partial(_call_back, self, callback_on_step_end))
                 if not x.isfinite().all():
-                    raise ValueError(
+                    raise UserError(
                         f"{method} gave values that are not finite; use more steps or another "
                         "scheduler"
                     )
@@ -270,7 +271,7 @@ class Pipeline(PipelineFiles):
             null_class = len(names)
         predicts = self.scheduler.config.prediction_type
         if weaker is not None and weaker.scheduler.config.prediction_type != predicts:
-            raise ValueError(
+            raise UserError(
                 f"the weaker model predicts {weaker.scheduler.config.prediction_type!r}, the model "
                 f"{predicts!r}"
             )
@@ -303,7 +304,7 @@ class Pipeline(PipelineFiles):
         config, names = self.unet.config, self.image_format.labels
         if config.num_class_embeds is None:
             if class_labels is not None or config.class_embed_type is not None:
-                raise ValueError("class_labels need a network with num_class_embeds; this has none")
+                raise UserError("class_labels need a network with num_class_embeds; this has none")
             return NO_CONDITION
         if class_labels is None:
             # Without the class that stands for "no label", if there is one.

@@ -9,6 +9,7 @@ from diffusers import DDPMPipeline, DiffusionPipeline
 from PIL import Image
 
 from ddpm_sa import model_folder
+from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import FILE_NAME, ImageFormat
 from ddpm_sa.models.config import not_in_diffusers
 from ddpm_sa.models.unet import UNet
@@ -96,7 +97,7 @@ def check_channels(unet: Any, scheduler: Any, channels: int) -> None:
             learned variance, twice that.
     """
     if channels != unet.config.in_channels:
-        raise ValueError(
+        raise UserError(
             f"image_format has {channels} channels, the network {unet.config.in_channels}"
         )
     variance = scheduler.config.get("variance_type") or ""
@@ -104,7 +105,7 @@ def check_channels(unet: Any, scheduler: Any, channels: int) -> None:
     out_channels = unet.config.get("out_channels", expected)
     if out_channels != expected:
         why = f"variance_type={variance!r}" if variance else "the scheduler"
-        raise ValueError(
+        raise UserError(
             f"out_channels={out_channels} of the network must be {expected}, for images of "
             f"{channels} channels and {why}"
         )

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
+
 
 def stream(seed: int, purpose: str, *position: int) -> np.random.Generator:
     """Return the random generator of one address.
@@ -29,7 +31,7 @@ def stream(seed: int, purpose: str, *position: int) -> np.random.Generator:
         ValueError: If the seed or a position is negative.
     """
     if seed < 0 or min(position, default=0) < 0:
-        raise ValueError(f"seed={seed} and position={position} must be 0 or greater")
+        raise UserError(f"seed={seed} and position={position} must be 0 or greater")
     # crc32 rather than hash(): Python salts the hash of a string in every process.
     # The length keeps (seed, 1) and (seed, 1, 0) apart, which SeedSequence would pad to the same.
     entropy = [seed, zlib.crc32(purpose.encode()), len(position), *position]

@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm_sa.cli import parse, run_program
+from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention_slots import attention_layers
 from sampling.common.device import resolve_device
 from sampling.common.model_loading import open_model
@@ -40,9 +41,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.models():
-            raise ValueError("model=[] must name at least one model")
+            raise UserError("model=[] must name at least one model")
         if not 0 <= self.port <= 65535:
-            raise ValueError(f"port={self.port} must lie between 0 and 65535")
+            raise UserError(f"port={self.port} must lie between 0 and 65535")
 
     def models(self) -> list[str]:
         return [self.model] if isinstance(self.model, str) else self.model
@@ -69,7 +70,7 @@ def _import_layout():
     try:
         from sampling.page import layout
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"the page needs {error.name}: pip install gradio matplotlib, or, in a checkout, "
             "pip install '.[page]'"
         ) from error

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
+from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention_slots import attention_layers
 from sampling.common.device import resolve_device
 from sampling.common.model_loading import ModelSettings
@@ -65,7 +66,7 @@ class Settings(ModelSettings):
         super().__post_init__()
         self.require_at_least(0, "index")
         if len(self.query) > MAX_QUERIES:
-            raise ValueError(f"{len(self.query)} queries are too many; give {MAX_QUERIES} at most")
+            raise UserError(f"{len(self.query)} queries are too many; give {MAX_QUERIES} at most")
 
     def spec(self) -> SampleSpec:
         return SampleSpec(
@@ -158,7 +159,7 @@ def gather_queries(words: Sequence[str]) -> list[str]:
             continue
         value = next(following, "")
         if not re.fullmatch(r"\d+,\d+", value):
-            raise ValueError(f"query={value!r} must be a pixel Y,X of the image, as in 12,16")
+            raise UserError(f"query={value!r} must be a pixel Y,X of the image, as in 12,16")
         queries.append(f"[{value}]")
     return rest + (["--query", f"[{','.join(queries)}]"] if queries else [])
 
@@ -173,14 +174,14 @@ def _choose_layer(pipeline: Pipeline, name: str | None) -> str:
         upwards = [known for known in layers if known.startswith("up_blocks")] or list(layers)
         return min(reversed(upwards), key=lambda known: layers[known].reduction)
     if name not in layers:
-        raise ValueError(f"layer={name!r} is unknown; known are {', '.join(layers)}")
+        raise UserError(f"layer={name!r} is unknown; known are {', '.join(layers)}")
     return name
 
 
 def _check_queries(queries: Sequence[tuple[int, int]], size: tuple[int, int]) -> None:
     for y, x in queries:
         if not (0 <= y < size[0] and 0 <= x < size[1]):
-            raise ValueError(
+            raise UserError(
                 f"query={y},{x} lies outside the image of {size[0]} x {size[1]} pixels; y comes "
                 "first, both count from 0"
             )

@@ -28,6 +28,7 @@ from ddpm_sa import NoiseSchedule, Pipeline, UNet
 from ddpm_sa.checkpoints import from_ddpm_tf, from_openai, from_pesser
 from ddpm_sa.checkpoints.reading import read_weights
 from ddpm_sa.cli import parse, run_program
+from ddpm_sa.errors import UserError
 from ddpm_sa.model_folder import load_scheduler
 from ddpm_sa.models.config import not_in_diffusers
 
@@ -90,17 +91,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size={self.image_size} must be at least 1")
+            raise UserError(f"image_size={self.image_size} must be at least 1")
         steps, rescale = self.diffusion_steps, self.rescale_timesteps
         if steps < 1:
-            raise ValueError(f"diffusion_steps={steps} must be at least 1")
+            raise UserError(f"diffusion_steps={steps} must be at least 1")
         if steps != RESCALED_STEPS and rescale is None:
-            raise ValueError(
+            raise UserError(
                 f"diffusion_steps={steps} needs rescale_timesteps too: true is the default of "
                 "improved-diffusion, false of guided-diffusion"
             )
         if rescale and steps % RESCALED_STEPS:
-            raise ValueError(
+            raise UserError(
                 f"diffusion_steps={steps} with rescale_timesteps gives the network fractions of a "
                 f"timestep, which diffusers does not; it must be a multiple of {RESCALED_STEPS}"
             )
@@ -134,7 +135,7 @@ def main() -> None:
     try:
         pipeline.save_pretrained(folder, about=_describe_origin(settings, kind))
     except OSError as error:
-        raise ValueError(f"output_dir={folder} cannot be written: {error.strerror}") from error
+        raise UserError(f"output_dir={folder} cannot be written: {error.strerror}") from error
     parameters = sum(parameter.numel() for parameter in unet.parameters())
     reason = not_in_diffusers(unet.config)
     opens = "diffusers can open it" if reason is None else f"only ddpm_sa can open it: {reason}"
@@ -153,7 +154,7 @@ def detect_kind(weights: Mapping[str, Tensor]) -> str:
     for kind, mark in NAME_PATTERNS.items():
         if any(mark.match(name) for name in weights):
             return kind
-    raise ValueError(
+    raise UserError(
         f"{next(iter(weights))!r} and the other names match no known kind; known are "
         f"{', '.join(f'{kind} ({origin})' for kind, origin in ORIGINS.items())}"
     )
@@ -162,7 +163,7 @@ def detect_kind(weights: Mapping[str, Tensor]) -> str:
 def convert_network(weights: Mapping[str, Tensor], kind: str, settings: Settings) -> UNet:
     """Build the network from weights of another kind than diffusers."""
     if settings.image_size is None:
-        raise ValueError(f"image_size must be given: weights of {ORIGINS[kind]} do not contain it")
+        raise UserError(f"image_size must be given: weights of {ORIGINS[kind]} do not contain it")
     if kind == "openai":
         return from_openai(
             weights,
@@ -183,12 +184,12 @@ def make_scheduler(settings: Settings, kind: str, network: Mapping[str, Any]) ->
     channels, outputs = network["in_channels"], network["out_channels"]
     learned = outputs == 2 * channels
     if kind == "openai" and channels == 6:
-        raise ValueError(
+        raise UserError(
             "an openai network with 6 channels is for super-resolution: it also takes the small "
             "image, which the pipelines of this package do not provide"
         )
     if outputs != channels and not (learned and kind == "openai"):
-        raise ValueError(
+        raise UserError(
             f"the network takes {channels} channels and gives {outputs}; no diffusers scheduler "
             f"can interpret the output of {ORIGINS[kind]}"
         )
@@ -220,7 +221,7 @@ def _load_diffusers(weights: Mapping[str, Tensor], settings: Settings) -> tuple[
     """Load the network and the scheduler that the files next to the weights describe."""
     folder = Path(settings.source).parent
     if not (folder / "config.json").is_file():
-        raise ValueError(f"weights of diffusers need their config.json next to them, in {folder}")
+        raise UserError(f"weights of diffusers need their config.json next to them, in {folder}")
     # Saved anew, so that loading translates old attention names whatever file they came from.
     with tempfile.TemporaryDirectory() as temporary:
         shutil.copy(folder / "config.json", temporary)
@@ -229,24 +230,24 @@ def _load_diffusers(weights: Mapping[str, Tensor], settings: Settings) -> tuple[
         unet = UNet.from_pretrained(temporary, subfolder=None)
     configured, size = unet.config["sample_size"], settings.image_size
     if None not in (configured, size) and configured != size:
-        raise ValueError(f"image_size={size}, but config.json has sample_size={configured}")
+        raise UserError(f"image_size={size}, but config.json has sample_size={configured}")
     if configured is None:
         if size is None:
-            raise ValueError("config.json has no sample_size; give image_size")
+            raise UserError("config.json has no sample_size; give image_size")
         unet.register_to_config(sample_size=size)
     return unet, load_scheduler(folder.parent if folder.name == "unet" else folder)
 
 
 def _check_empty(folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"output_dir={folder} exists and is not an empty folder")
+        raise UserError(f"output_dir={folder} exists and is not an empty folder")
 
 
 def _check_flags(settings: Settings, kind: str) -> None:
     allowed = COMMON | ({"sigma_small"} if kind in ("ddpm_tf", "pesser") else set())
     unsupported = sorted(settings.non_defaults().keys() - allowed)
     if unsupported and kind != "openai":
-        raise ValueError(f"{unsupported[0]} does not apply to weights of {ORIGINS[kind]}")
+        raise UserError(f"{unsupported[0]} does not apply to weights of {ORIGINS[kind]}")
 
 
 def _describe_origin(settings: Settings, kind: str) -> str:

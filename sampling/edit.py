@@ -25,6 +25,7 @@ from torch import Tensor
 from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.editing.editor import Editor
+from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.pipeline import Batch
 from sampling.common.device import resolve_device
@@ -83,9 +84,9 @@ class Settings(SamplerSettings, ModelSettings):
         fits = len(self.image) == 2 if self.edit == "interpolate" else len(self.image) >= needed
         if not fits or (self.image and not needed):
             wanted = {0: "no image", 1: "an image or more", 2: "two images"}[needed]
-            raise ValueError(f"edit={self.edit} takes {wanted}, not {len(self.image)}")
+            raise UserError(f"edit={self.edit} takes {wanted}, not {len(self.image)}")
         if (self.edit == "inpaint") != (self.mask is not None):
-            raise ValueError("a mask is required by inpaint, and used by inpaint only")
+            raise UserError("a mask is required by inpaint, and used by inpaint only")
 
 
 def main() -> None:
@@ -165,7 +166,7 @@ def check_earlier_edit(folder: Path, new_names: Sequence[str]) -> list[str]:
     earlier = _read_image_names(folder / RECORD)
     for name in new_names:
         if name not in earlier and (folder / name).exists():
-            raise ValueError(
+            raise UserError(
                 f"{folder / name} exists and was not written by the edit in this folder; give "
                 "another output_dir"
             )
@@ -175,14 +176,14 @@ def check_earlier_edit(folder: Path, new_names: Sequence[str]) -> list[str]:
 def _read_image_names(path: Path) -> list[str]:
     """The images that an earlier edit recorded; none if it is of a version that did not."""
     if not path.exists():
-        raise ValueError(f"{path.parent} is not empty and holds no edit; give another output_dir")
+        raise UserError(f"{path.parent} is not empty and holds no edit; give another output_dir")
     try:
         names = json.loads(path.read_text()).get("images", [])
         # A name that is a path could delete files elsewhere.
         if not all(IMAGE_NAME.fullmatch(name) for name in names):
-            raise ValueError(f"images={names}")
+            raise UserError(f"images={names}")
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); give another output_dir") from error
+        raise UserError(f"{path} cannot be read ({error}); give another output_dir") from error
     return names
 
 

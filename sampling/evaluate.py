@@ -25,6 +25,7 @@ from ddpm_sa import Pipeline
 from ddpm_sa.cli import join_repeated_flags, parse, run_program
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.distributed import by_process_0, join, leave
+from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.samplers.method import Method
 from sampling.common.device import process_device
@@ -94,7 +95,7 @@ class Settings(SamplerSettings, ModelSettings):
 
     def __post_init__(self) -> None:
         if not self.model and not self.samples:
-            raise ValueError("nothing to evaluate: give --model or --samples")
+            raise UserError("nothing to evaluate: give --model or --samples")
         super().__post_init__()
         self.require_at_least(2, "num_images")
         self.require_at_least(1, "batch_size")

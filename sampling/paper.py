@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import command_line, parse, run_program
 from ddpm_sa.distributed import by_process_0, join, leave
+from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.features import open_features
 from sampling.common.device import process_device
 from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
@@ -76,7 +77,7 @@ class Settings(ModelSettings):
 
     def __post_init__(self) -> None:
         if not self.experiments:
-            raise ValueError(f"experiments=[] must name at least one of {', '.join(KNOWN)}")
+            raise UserError(f"experiments=[] must name at least one of {', '.join(KNOWN)}")
         super().__post_init__()
         self.require_at_least(2, "num_images")
         self.require_at_least(1, "likelihood", "batch_size")
@@ -89,7 +90,7 @@ def main() -> None:
     device = process_device(state, settings.device)
     pipeline = settings.open(settings.model)
     if pipeline.unet.config["num_class_embeds"] is not None:
-        raise ValueError("the paper's networks are unconditional; this one is class-conditional")
+        raise UserError("the paper's networks are unconditional; this one is class-conditional")
     steps = settings.steps or pipeline.scheduler.config.num_train_timesteps
     method = SamplerSettings(steps=steps, scheduler="ddpm").method(pipeline)
     images = None

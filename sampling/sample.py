@@ -22,6 +22,7 @@ import torch
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.distributed import by_process_0, join, leave
+from ddpm_sa.errors import UserError
 from ddpm_sa.samplers.method import Method
 from sampling.common.device import process_device
 from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
@@ -72,13 +73,13 @@ class Settings(SamplerSettings, ModelSettings):
         if self.indices is None:
             count = 16 if self.num_images is None else self.num_images
             if count < 1:
-                raise ValueError(f"num_images={count} must be at least 1")
+                raise UserError(f"num_images={count} must be at least 1")
             return range(count)
         if self.num_images is not None:
-            raise ValueError("num_images and indices exclude each other; give one")
+            raise UserError("num_images and indices exclude each other; give one")
         start, colon, stop = self.indices.partition(":")
         if not (colon and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
-            raise ValueError(f"indices={self.indices!r} must be START:STOP, as in 100:200")
+            raise UserError(f"indices={self.indices!r} must be START:STOP, as in 100:200")
         return range(int(start), int(stop))
 
 
@@ -132,7 +133,7 @@ def make_images(
         try:
             save_images(folder, batch, pipeline.image_format)
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"images cannot be written to {folder}: {error}; repeat the command to continue"
             ) from error
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 # Floors of the package, lowest first: the files and rooms of ddpm_sa that stand on each. A module
 # imports from floors below its own, and from its own room or file's neighbours without a circle.
 FLOORS = [
+    {"errors"},
     {"randomness", "image_format", "atomic_files", "cli", "distributed", "condition"},
     {
         "models.attention",

@@ -6,7 +6,8 @@ The defaults are the recipe of Ho et al. 2020 for CIFAR-10.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ddpm_sa.data.config import DataConfig, require
+from ddpm_sa.data.config import DataConfig
+from ddpm_sa.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.randomness import standard_normal, stream
 from training.config import TrainConfig
 
@@ -31,7 +32,7 @@ class Layout:
     def __post_init__(self) -> None:
         micro = self.micro_batch_size or 1
         if self.batch_size % (self.processes * micro):
-            raise ValueError(
+            raise UserError(
                 f"batch_size={self.batch_size} is not divisible by {self.processes} processes x "
                 f"micro_batch_size={micro}; "
                 f"use a multiple of {self.processes * micro}, or another micro_batch_size"

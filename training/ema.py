@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ddpm_sa.errors import UserError
 from training.config import EMAConfig
 from training.distributed.fsdp import distribute_like
 
@@ -54,10 +55,10 @@ class EMA:
             ValueError: If names or shapes differ from the network's.
         """
         if wrong := sorted(state.keys() ^ self.averages.keys()):
-            raise ValueError(f"the saved average and the network differ in {wrong[:5]}")
+            raise UserError(f"the saved average and the network differ in {wrong[:5]}")
         for name, average in self.averages.items():
             if state[name].shape != average.shape:
-                raise ValueError(
+                raise UserError(
                     f"the saved average of {name} has shape {tuple(state[name].shape)}, "
                     f"the network's is {tuple(average.shape)}"
                 )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ddpm_sa.condition import Condition
 from ddpm_sa.data.dataset import Images, prefetch
+from ddpm_sa.errors import UserError
 from training.config import OptimConfig, TrainConfig
 from training.distributed.fsdp import full_tensor
 from training.draws import Draw, Draws, Layout, seed_dropout
@@ -168,7 +169,7 @@ def train_steps(
         scaled = accelerator.scaler is not None
         fault = _describe_nonfinite(batch.draw, all_losses, norm, scaled)
         if fault is not None and on_nonfinite == "stop":
-            raise ValueError(
+            raise UserError(
                 f"{fault}; the weights are unchanged. Continue from the last checkpoint with "
                 "--resume auto --on_nonfinite skip, or with a lower optim.lr and --override true"
             )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ddpm_sa.data.dataset import Images
+from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import padded_size
 from ddpm_sa.models.presets import block_types, preset
 from ddpm_sa.models.unet import UNet
@@ -76,7 +77,7 @@ def _new_network(config: ModelConfig, height: int, fixed: dict[str, Any], seed: 
     try:
         network = UNet(**arguments)
     except TypeError as error:  # model.unet has a name that is not an argument of UNet
-        raise ValueError(f"model.unet={config.unet}: {error}") from error
+        raise UserError(f"model.unet={config.unet}: {error}") from error
     torch.manual_seed(seed)
     return network.paper_init_()
 
@@ -85,14 +86,14 @@ def _saved_network(folder_or_repo: str, config: ModelConfig, fixed: dict[str, An
     network = UNet.from_pretrained(folder_or_repo)
     for name, needed in fixed.items():
         if network.config[name] != needed:
-            raise ValueError(
+            raise UserError(
                 f"the network in model.init_from={folder_or_repo} has {name}="
                 f"{network.config[name]}, these data need {needed}; change data.channels, "
                 "data.class_conditional, data.num_classes, objective.learned_variance or other "
                 "weights"
             )
     if config.unet:
-        raise ValueError(
+        raise UserError(
             f"model.unet={config.unet} cannot be used with model.init_from={folder_or_repo}, "
             "whose network is fixed"
         )

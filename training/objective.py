@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ddpm_sa.diffusion.loss import denoising_loss, timestep_weights
 from ddpm_sa.diffusion.prediction import prediction
 from ddpm_sa.diffusion.schedule import NoiseSchedule
+from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import ImageFormat
 from ddpm_sa.model_folder import load_scheduler, local_folder
 from ddpm_sa.models.presets import predicting, preset
@@ -63,7 +64,7 @@ def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig, image_format: I
         ValueError: If the loss is not defined for this schedule or these images.
     """
     if config.learned_variance and image_format.bit_depth == 32:
-        raise ValueError(
+        raise UserError(
             "objective.learned_variance needs integer pixel values for its likelihood, but these "
             "are floats; set it to false, or save the images with 16 bits"
         )

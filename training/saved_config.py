@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from ddpm_sa.atomic_files import write_atomically
+from ddpm_sa.errors import UserError
 from training.config import TrainConfig
 
 # Settings that a resumed run may change: duration, logging, saving, evaluation and the split over
@@ -77,7 +78,7 @@ def check_same_run(saved: dict[str, Any], now: dict[str, Any], override: bool) -
         if name not in MAY_CHANGE_ON_RESUME and before.get(name) != after.get(name)
     ]
     if different and not override:
-        raise ValueError(
+        raise UserError(
             f"cannot resume: {'; '.join(different)}. Keep the settings of the run, start another "
             "run in a new output_dir, or resume anyway with --override true"
         )

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.models.unet import UNet
 
 
@@ -35,7 +36,7 @@ class ForeignWeights:
         """Return a float32 copy in torch's layout."""
         theirs = self.spell(name)
         if theirs not in self.weights:
-            raise ValueError(f"{theirs} is missing: these are not all weights of one network")
+            raise UserError(f"{theirs} is missing: these are not all weights of one network")
         weight = self.weights[theirs]
         # np.array copies, since torch warns about arrays that are not writable.
         array = weight.detach().cpu() if isinstance(weight, Tensor) else np.array(weight)
@@ -45,7 +46,7 @@ class ForeignWeights:
         """Return the shape of a weight, which must have `ndim` axes."""
         shape = self.tensor(name).shape
         if len(shape) != ndim:
-            raise ValueError(f"{self.spell(name)} must have {ndim} axes, not {len(shape)}")
+            raise UserError(f"{self.spell(name)} must have {ndim} axes, not {len(shape)}")
         return shape
 
     def count(self, prefix: str) -> int:
@@ -55,7 +56,7 @@ class ForeignWeights:
             count += 1
         if count == 0:
             missing = self.spell(prefix.format(0))
-            raise ValueError(f"{missing}* is missing: this is another format")
+            raise UserError(f"{missing}* is missing: this is another format")
         return count
 
 
@@ -79,7 +80,7 @@ def assemble_unet(
     with torch.device("meta"):
         unet = UNet(**config)
     if config["sample_size"] % unet.size_multiple:
-        raise ValueError(
+        raise UserError(
             f"image_size={config['sample_size']} cannot be halved at each of the "
             f"{len(unet.down_blocks)} levels of these weights; give the size they were trained at"
         )
@@ -90,7 +91,7 @@ def assemble_unet(
     }
     unexpected = [name for name in weights.weights if name not in expected]
     if unexpected:
-        raise ValueError(
+        raise UserError(
             f"{unexpected[0]} has no place in a network of {config['block_out_channels']} channels "
             f"and {config['layers_per_block']} blocks per level ({len(unexpected)} such in all)"
         )
@@ -105,7 +106,7 @@ def _reshape_weight(weights: ForeignWeights, name: str, parameter: Tensor) -> Te
     """
     tensor = weights.tensor(name)
     if _matrix(tensor.shape) != _matrix(parameter.shape):
-        raise ValueError(
+        raise UserError(
             f"{weights.spell(name)} has the shape {tuple(tensor.shape)} in torch's order, but "
             f"according to the other weights it must be {tuple(parameter.shape)}"
         )

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ddpm_sa.checkpoints.foreign_weights import ForeignWeights, assemble_unet
+from ddpm_sa.errors import UserError
 from ddpm_sa.models.unet import UNet
 
 # GroupNorm32 of their nn.py. Without attn_norm_num_groups diffusers' middle attention would have
@@ -119,7 +120,7 @@ class _Plan:
 def _read_plan(weights: ForeignWeights) -> _Plan:
     gap = weights.count("input_blocks.{}.")
     if weights.has(f"input_blocks.{gap + 1}."):
-        raise ValueError(
+        raise UserError(
             f"input_blocks.{gap}.* is missing: the file is incomplete, or its levels are pooled "
             "without weights (conv_resample=False), which UNet2DModel has no layer for"
         )
@@ -135,7 +136,7 @@ def _read_plan(weights: ForeignWeights) -> _Plan:
     of_a_level = doubles[0] + 1 if doubles else blocks
     levels = blocks // of_a_level
     if blocks % of_a_level or of_a_level < 2:
-        raise ValueError(
+        raise UserError(
             f"the {blocks} output_blocks do not fall into levels of {of_a_level}, whose last "
             "doubles the image: this is another network than UNetModel"
         )
@@ -163,7 +164,7 @@ def _read_config(
     first, in_channels = weights.shape("input_blocks.0.0.weight", 4)[:2]
     sinusoid = weights.shape("time_embed.0.weight", 2)[1]
     if first != sinusoid:
-        raise ValueError(
+        raise UserError(
             f"time_embed.0.weight takes {sinusoid} numbers and the first level has {first} "
             "channels (a channel_mult that does not begin with 1): in UNet2DModel they are equal"
         )
@@ -197,7 +198,7 @@ def _heads(
     """The arguments of `UNet` that say how wide a head is; UNet2DModel's where it can."""
     if (num_heads is None) == (num_head_channels is None):
         given = "neither is" if num_heads is None else "both are"
-        raise ValueError(
+        raise UserError(
             f"num_heads or num_head_channels must be given, and {given}: the weights do not say "
             "how many heads share their channels; the training's flags do (num_heads is 4 if unset)"
         )
@@ -207,7 +208,7 @@ def _heads(
     widths = {*attended, channels[-1]}
     for width in sorted(widths):
         if value < 1 or width % value:
-            raise ValueError(f"{name}={value} does not divide the {width} channels of an attention")
+            raise UserError(f"{name}={value} does not divide the {width} channels of an attention")
     if num_head_channels is not None:
         return {"attention_head_dim": num_head_channels}
     if len(widths) > 1 and value > 1:
@@ -234,7 +235,7 @@ def _split_attention(
         rows = qkv.shape[0] if qkv.ndim else 0
         heads = num_heads or rows // 3 // (num_head_channels or 1)
         if not heads or rows % (3 * heads):
-            raise ValueError(f"{name} has {rows} rows, which no q, k and v of equal heads have")
+            raise UserError(f"{name} has {rows} rows, which no q, k and v of equal heads have")
         parts = rearrange(qkv, pattern, three=3, heads=heads)
         split |= {f"{name} ({part})": third for part, third in zip("qkv", parts, strict=True)}
     return split

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
+
 # What the readers below raise for a damaged file, or one of another format.
 _UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, SafetensorError, zipfile.BadZipFile)
 
@@ -28,34 +30,34 @@ def read_weights(path: Path, entry: str | None = None) -> dict[str, Tensor]:
         ValueError: If it is not such a file, cannot be read, or its content is not weights by name.
     """
     if path.suffix not in _READERS:
-        raise ValueError(f"{path} has an unknown suffix; known are {', '.join(_READERS)}")
+        raise UserError(f"{path} has an unknown suffix; known are {', '.join(_READERS)}")
     if not path.is_file():
-        raise ValueError(f"{path} is not a file")
+        raise UserError(f"{path} is not a file")
     try:
         content = _READERS[path.suffix](path)
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged, or contains other objects than weights, and such pickles are not "
             "opened; torch.save the network's state_dict() where the file was made"
         ) from error
     except _UNREADABLE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{path} cannot be read: {reason}") from error
+        raise UserError(f"{path} cannot be read: {reason}") from error
     return _check_weights(content, path, entry)
 
 
 def _check_weights(content: Any, path: Path, entry: str | None) -> dict[str, Tensor]:
     if entry is not None:
         if not isinstance(content, Mapping) or entry not in content:
-            raise ValueError(f"{path} has no entry {entry!r}{_describe_entries(content)}")
+            raise UserError(f"{path} has no entry {entry!r}{_describe_entries(content)}")
         content = content[entry]
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path} holds {type(content).__name__}, not weights by name")
+        raise UserError(f"{path} holds {type(content).__name__}, not weights by name")
     weights = {}
     for name, value in content.items():
         is_number = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
         if not isinstance(name, str) or not (is_number or isinstance(value, Tensor)):
-            raise ValueError(
+            raise UserError(
                 f"{path} holds {type(value).__name__} under {name!r}, not weights alone"
                 f"{_describe_entries(content)}"
             )

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
+from ddpm_sa.errors import UserError
+
 INDEX, ARRAY = "index.json", "images.npy"
 CHUNK = 2**24
 PATIENCE = 300.0  # seconds for process 0 to import its libraries and begin
@@ -97,7 +99,7 @@ def load_or_create(
                 cached = _read(folder)
     # filelock raises NotImplementedError where the file system has no locks.
     except (OSError, NotImplementedError) as error:
-        raise ValueError(
+        raise UserError(
             f"decoded images cannot be kept in {folder.parent}: {error}; set data.cache_dir to "
             "another folder, or data.memory to 0 to decode images each time they are read"
         ) from error
@@ -113,7 +115,7 @@ def _wait(folder: Path, lock: FileLock) -> tuple[dict[str, Any], np.ndarray | No
             with lock.acquire(timeout=0):
                 pass
             if time.monotonic() > deadline and (cached := _read(folder)) is None:
-                raise ValueError(
+                raise UserError(
                     f"process 0 of this machine has not created {folder} and is not working on it: "
                     "it has ended or was never started. See its messages; a process that runs "
                     "alone must not have LOCAL_RANK set"

@@ -3,11 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-
-def require(condition: bool, message: str) -> None:
-    """Raise the message as a ValueError unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
+from ddpm_sa.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

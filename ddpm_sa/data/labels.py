@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm_sa.errors import UserError
+
 COLUMNS = ("file", "label")
 
 
@@ -16,7 +18,7 @@ def from_folders(folder: Path, paths: Sequence[Path]) -> tuple[np.ndarray, list[
         ValueError: If an image lies in no subfolder.
     """
     if loose := next((path for path in paths if path.parent == folder), None):
-        raise ValueError(
+        raise UserError(
             f"{loose} lies in no subfolder, so it has no label; put each class's images into "
             "a subfolder, name a CSV file by data.labels, or set data.class_conditional false"
         )
@@ -35,20 +37,20 @@ def from_csv(file: Path, folder: Path, paths: Sequence[Path]) -> tuple[np.ndarra
             reader = csv.DictReader(lines)
             missing = set(COLUMNS) - set(reader.fieldnames or ())
             if missing:
-                raise ValueError(f"no column {sorted(missing)[0]!r}, only {reader.fieldnames}")
+                raise UserError(f"no column {sorted(missing)[0]!r}, only {reader.fieldnames}")
             rows = [(row["file"], row["label"]) for row in reader]
     except (OSError, ValueError, csv.Error) as error:
-        raise ValueError(f"data.labels={file} cannot be read: {error}") from error
+        raise UserError(f"data.labels={file} cannot be read: {error}") from error
     labels: dict[str, str] = {}
     for name, label in rows:
         if not label:
-            raise ValueError(f"data.labels={file} has no label for {name}")
+            raise UserError(f"data.labels={file} has no label for {name}")
         if labels.setdefault(name, label) != label:
-            raise ValueError(f"data.labels={file} has {name} twice: {labels[name]} and {label}")
+            raise UserError(f"data.labels={file} has {name} twice: {labels[name]} and {label}")
     names = [path.relative_to(folder).as_posix() for path in paths]
     unknown = [name for name in names if name not in labels]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"data.labels={file} has no row for {unknown[0]} ({len(unknown)} such images in "
             f"{folder})"
         )
@@ -73,7 +75,7 @@ def check_num_classes(num_classes: int | None, names: Sequence[str]) -> None:
         ValueError: If num_classes is below the number of names.
     """
     if num_classes is not None and num_classes < len(names):
-        raise ValueError(
+        raise UserError(
             f"data.num_classes={num_classes} is below the {len(names)} classes "
             f"({', '.join(names)}) of the data; set it to {len(names)} or more, or leave it out"
         )
@@ -103,7 +105,7 @@ def check_labels(
     count = num_classes or len(named)
     wrong = np.flatnonzero((labels < 0) | (labels >= count))
     if wrong.size:
-        raise ValueError(
+        raise UserError(
             f"{name(int(wrong[0]))} has label {labels[wrong[0]]}, outside 0 .. {count - 1} "
             f"({wrong.size} such); correct the labels or set data.num_classes"
         )

@@ -11,6 +11,7 @@ from ddpm_sa.data.labels import check_labels
 from ddpm_sa.data.prepare import prepare
 from ddpm_sa.data.sources import has_splits, is_table, load_mnist5k, open_source
 from ddpm_sa.data.stream import Stream
+from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import ImageFormat
 from ddpm_sa.randomness import stream
 
@@ -52,7 +53,7 @@ def split(length: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     """
     count = max(1, round(share * length))
     if count >= length:
-        raise ValueError(f"data.validation={share} leaves none of {length} images to train on")
+        raise UserError(f"data.validation={share} leaves none of {length} images to train on")
     order = stream(0, "validation").permutation(length)
     return np.sort(order[:count]), np.sort(order[count:])
 
@@ -72,7 +73,7 @@ def _open_validation(config: DataConfig, place: str, training: Images) -> Images
     elif has_splits(config):
         there = replace(there, split=place)
     else:
-        raise ValueError(
+        raise UserError(
             f"data.validation={place} is not a folder or file, and data.source={config.source} has "
             "no splits; give a share, such as 0.02, to hold out some of its images"
         )
@@ -83,7 +84,7 @@ def _open_validation(config: DataConfig, place: str, training: Images) -> Images
         training.format.channels,
         training.format.bit_depth,
     ):
-        raise ValueError(
+        raise UserError(
             f"data.validation={place} has {images.format.channels} channels of "
             f"{images.format.bit_depth} bits, data.source={config.source} has "
             f"{training.format.channels} of {training.format.bit_depth}"
@@ -91,7 +92,7 @@ def _open_validation(config: DataConfig, place: str, training: Images) -> Images
     labels = images.labels
     if labels is not None and images.classes is not None and training.classes is not None:
         if unknown := sorted(set(images.classes) - set(training.classes)):
-            raise ValueError(
+            raise UserError(
                 f"data.validation={place} has the class {unknown[0]!r}, which data.source="
                 f"{config.source} does not have"
             )
@@ -144,12 +145,12 @@ def _open_source(config: DataConfig) -> Images:
 
 def _open_mnist5k(config: DataConfig) -> Images:
     if config.labels is not None:
-        raise ValueError(
+        raise UserError(
             f"data.labels={config.labels} cannot be used with data.source=mnist5k, which has its "
             "own labels; leave data.labels out"
         )
     if config.value_range is not None:
-        raise ValueError(
+        raise UserError(
             f"data.value_range={config.value_range} cannot be used with data.source=mnist5k, whose "
             "values 0 and 255 become -1 and 1; leave data.value_range out"
         )
@@ -157,7 +158,7 @@ def _open_mnist5k(config: DataConfig) -> Images:
     border = config.height_width[0] - images.shape[1]
     square = len(set(config.height_width)) == 1
     if not square or border < 0 or border % 2 or config.channels not in (None, 1):
-        raise ValueError(
+        raise UserError(
             "data.source=mnist5k has grey images of 28 x 28, padded with black to an even "
             f"data.size of 28 or more; not data.size={config.size}, data.channels={config.channels}"
         )

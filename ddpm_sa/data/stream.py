@@ -17,6 +17,7 @@ from ddpm_sa.data.labels import check_num_classes
 from ddpm_sa.data.prepare import read_header, read_pixels
 from ddpm_sa.data.sources import Source, find_table, is_table, open_cell
 from ddpm_sa.data.value_range import check_range, full_range
+from ddpm_sa.errors import UserError
 
 
 class Stream:
@@ -49,13 +50,13 @@ class Stream:
         self._fetch([0])
         first = read_header(self.source, config.channels, 0)
         if first.channels is None:
-            raise ValueError(
+            raise UserError(
                 f"{self.source.name(0)} is {first.kind}, neither grey nor RGB; set data.channels"
             )
         self.channels, self.dtype = first.channels, first.dtype
         value_range = config.value_range or full_range(first.dtype)
         if value_range is None:
-            raise ValueError(
+            raise UserError(
                 "data.streaming of float images needs data.value_range, since the images are not "
                 "read in advance"
             )
@@ -72,10 +73,10 @@ class Stream:
         column = self.config.label_column
         for i in indices.tolist():
             if self.rows[i][column] is None:
-                raise ValueError(f"{self.source.name(i)} has no label in column {column!r}")
+                raise UserError(f"{self.source.name(i)} has no label in column {column!r}")
         labels = np.array([self.rows[i][column] for i in indices.tolist()])
         if not 0 <= labels.min() <= labels.max() < len(self.classes):
-            raise ValueError(
+            raise UserError(
                 f"data.source={self.config.source} has labels {labels.min()} .. {labels.max()}, "
                 f"outside 0 .. {len(self.classes) - 1}"
             )
@@ -99,7 +100,7 @@ class Stream:
             row = next(self.row_iterator, None)
             self.next += 1
             if row is None:
-                raise ValueError(
+                raise UserError(
                     f"data.source={self.config.source} ended before row {i % self.length} of "
                     f"{self.length}"
                 )
@@ -109,7 +110,7 @@ class Stream:
     def _image(self, i: int) -> np.ndarray:
         image = read_pixels(self.source, self.config, self.channels, i)
         if image.dtype != self.dtype:
-            raise ValueError(
+            raise UserError(
                 f"{self.source.name(i)} is {image.dtype}, but the first row is {self.dtype}"
             )
         check_range(self.value_range, image.min(), image.max(), self.source.name(i))
@@ -121,10 +122,10 @@ class Stream:
     def _classes(self) -> list[str]:
         column, features = self.config.label_column, self.table.features
         if column not in features:
-            raise ValueError(f"{self.config.source} has no column {column!r}, only {[*features]}")
+            raise UserError(f"{self.config.source} has no column {column!r}, only {[*features]}")
         dtype = str(getattr(features[column], "dtype", features[column]))
         if not dtype.startswith(("int", "uint")):
-            raise ValueError(
+            raise UserError(
                 f"column {column!r} of the stream {self.config.source} holds values of type "
                 f"{dtype}; streamed labels must be whole numbers or a ClassLabel column. Set "
                 "data.streaming false to label by names"
@@ -133,7 +134,7 @@ class Stream:
         check_num_classes(self.config.num_classes, names)
         count = self.config.num_classes or len(names)
         if not count:
-            raise ValueError(f"column {column!r} does not name its classes; set data.num_classes")
+            raise UserError(f"column {column!r} does not name its classes; set data.num_classes")
         return [*names, *map(str, range(len(names), count))]
 
 
@@ -143,7 +144,7 @@ def _open_table(config: DataConfig, seed: int) -> tuple[Any, str, int]:
     import pyarrow.parquet
 
     if not is_table(config):
-        raise ValueError(
+        raise UserError(
             f"data.source={config.source} is not a table: data.streaming is for .parquet files, "
             "folders of them, and data sets of the Hub"
         )
@@ -155,7 +156,7 @@ def _open_table(config: DataConfig, seed: int) -> tuple[Any, str, int]:
     elif (info := (table.info.splits or {}).get(config.split)) and info.num_examples:
         length = info.num_examples
     else:
-        raise ValueError(
+        raise UserError(
             f"the number of rows of data.source={config.source} is unknown; set data.streaming "
             "false to download it"
         )

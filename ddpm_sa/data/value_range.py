@@ -6,6 +6,7 @@ import numpy as np
 
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.sources import Source
+from ddpm_sa.errors import UserError
 
 
 def update_extremes(extremes: dict[str, Any], i: int, image: np.ndarray) -> None:
@@ -35,7 +36,7 @@ def resolve_value_range(
     if value_range is None:
         low, high = extremes["lowest"][0], extremes["highest"][0]
         if low == high:
-            raise ValueError(
+            raise UserError(
                 f"every value of data.source={config.source} is {low:g}; images need a range"
             )
         return low, high
@@ -52,7 +53,7 @@ def check_range(value_range: tuple[float, float], low: float, high: float, name:
     """
     if not value_range[0] <= low <= high <= value_range[1]:
         outside = low if low < value_range[0] else high
-        raise ValueError(
+        raise UserError(
             f"{name} has the value {outside:g}, outside data.value_range={value_range[0]:g}, "
             f"{value_range[1]:g}; widen the range, so that no value is clipped"
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from ddpm_sa.condition import NO_CONDITION, Condition
 from ddpm_sa.diffusion.prediction import Prediction
 from ddpm_sa.diffusion.schedule import NoiseSchedule, VarianceType
+from ddpm_sa.errors import UserError
 
 # diffusers' variance_type, and the variance it stands for; "log" says how its sampler computes.
 FIXED: dict[str, VarianceType] = {
@@ -185,7 +186,7 @@ def variational_bound(
         ValueError: If the variance type is unknown, or a term is not finite.
     """
     if variance_type not in FIXED and variance_type != LEARNED:
-        raise ValueError(
+        raise UserError(
             f"variance_type={variance_type!r} has no known bound; known are {', '.join(FIXED)}, "
             f"{LEARNED}"
         )
@@ -206,7 +207,7 @@ def variational_bound(
     bound = Bound(torch.stack(terms, 1).cpu(), torch.stack(mse, 1).cpu(), prior(schedule, x_0))
     if not bound.total.isfinite().all():
         moment = int((~bound.terms.isfinite().all(0)).nonzero()[0])
-        raise ValueError(
+        raise UserError(
             f"the bound is not finite at t={moment}: {prediction.name} says nothing of x_0 there"
         )
     return bound

@@ -10,6 +10,7 @@ from ddpm_sa.condition import NO_CONDITION, Condition
 from ddpm_sa.diffusion.likelihood import learned_log_variance, variational_term
 from ddpm_sa.diffusion.prediction import Prediction
 from ddpm_sa.diffusion.schedule import NoiseSchedule
+from ddpm_sa.errors import UserError
 
 Weighting = Literal["uniform", "min_snr", "p2"]
 # Nichol & Dhariwal 2021, section 3.1: lambda of L_hybrid = L_simple + lambda L_vlb.
@@ -91,16 +92,16 @@ def timestep_weights(
     if kind == "uniform":
         return torch.ones_like(schedule.betas)
     if kind not in DEFAULT_GAMMA:
-        raise ValueError(f"weighting={kind!r} is unknown; known are uniform, min_snr, p2")
+        raise UserError(f"weighting={kind!r} is unknown; known are uniform, min_snr, p2")
     gamma = DEFAULT_GAMMA[kind] if gamma is None else gamma
     if gamma <= 0:
-        raise ValueError(f"gamma={gamma} must be greater than 0")
+        raise UserError(f"gamma={gamma} must be greater than 0")
     snr = schedule.snr
     of_x_0 = snr.clamp(max=gamma) if kind == "min_snr" else snr / (1 + snr) ** gamma
     weights = of_x_0 * prediction.x_0_error(schedule)
     if not weights.isfinite().all():
         t = int((~weights.isfinite()).nonzero()[0])
-        raise ValueError(
+        raise UserError(
             f"{kind} has no weight for prediction_type={prediction.name!r} at t={t}, where the "
             "schedule leaves no signal; use v_prediction"
         )

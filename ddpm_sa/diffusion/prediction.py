@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ddpm_sa.diffusion.schedule import NoiseSchedule
+from ddpm_sa.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -70,5 +71,5 @@ def prediction(name: str) -> Prediction:
         ValueError: If there is none.
     """
     if name not in PREDICTIONS:
-        raise ValueError(f"prediction_type={name!r} is unknown; known are {', '.join(PREDICTIONS)}")
+        raise UserError(f"prediction_type={name!r} is unknown; known are {', '.join(PREDICTIONS)}")
     return PREDICTIONS[name]

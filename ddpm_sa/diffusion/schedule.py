@@ -13,6 +13,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
+
 VarianceType = Literal["fixed_small", "fixed_large"]
 
 
@@ -40,7 +42,7 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         if self.betas.ndim != 1 or self.betas.dtype != torch.float64 or not len(self):
-            raise ValueError(
+            raise UserError(
                 f"betas must be a float64 vector, not {tuple(self.betas.shape)} {self.betas.dtype}"
             )
         inside = (self.betas > 0) & (self.betas < 1)
@@ -48,7 +50,7 @@ class NoiseSchedule:
         inside[-1] |= self.betas[-1] == 1
         if not inside.all():
             t = int((~inside).nonzero()[0])
-            raise ValueError(f"betas[{t}]={self.betas[t].item()} must lie between 0 and 1")
+            raise UserError(f"betas[{t}]={self.betas[t].item()} must lie between 0 and 1")
 
     # Construction
 
@@ -98,7 +100,7 @@ class NoiseSchedule:
             gate = torch.linspace(-6, 6, T, dtype=torch.float64).sigmoid()
             schedule = cls(start + (end - start) * gate)
         else:
-            raise ValueError(
+            raise UserError(
                 f"beta_schedule={kind!r} is unknown; known are linear, scaled_linear, "
                 "squaredcos_cap_v2, sigmoid, or trained_betas"
             )
@@ -201,7 +203,7 @@ class NoiseSchedule:
             ValueError: If eps and x_0 differ in shape (broadcasting would hide it).
         """
         if eps.shape != x_0.shape:
-            raise ValueError(f"eps {tuple(eps.shape)} and x_0 {tuple(x_0.shape)} differ in shape")
+            raise UserError(f"eps {tuple(eps.shape)} and x_0 {tuple(x_0.shape)} differ in shape")
         x_0, eps = _at_least_float32(x_0), _at_least_float32(eps)
         return self.at(self.a, t, x_0) * x_0 + self.at(self.s, t, x_0) * eps
 

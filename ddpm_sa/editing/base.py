@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_sa.condition import Condition
+from ddpm_sa.errors import UserError
 from ddpm_sa.pipeline import STEP_NOISE, Pipeline
 from ddpm_sa.samplers.denoise import evaluating, scales
 from ddpm_sa.samplers.method import Method
@@ -57,15 +58,15 @@ class Edits:
     def start(self, level: float) -> Start:
         """The noisiest timestep of the method at or below a level."""
         if not 0 <= level < self.timesteps:
-            raise ValueError(f"level={level:g} must be a timestep, 0 ... {self.timesteps - 1}")
+            raise UserError(f"level={level:g} must be a timestep, 0 ... {self.timesteps - 1}")
         if self.method.scheduler == "pndm":
-            raise ValueError("scheduler='pndm' cannot begin within; use another, such as ddim")
+            raise UserError("scheduler='pndm' cannot begin within; use another, such as ddim")
         scheduler = self.method.make_scheduler(self.pipeline.scheduler)
         # Those that evaluate twice a step begin at the first of the two.
         firsts = range(0, len(scheduler.timesteps), scheduler.order)
         number = next((n for n in firsts if scheduler.timesteps[n] <= level), None)
         if number is None:
-            raise ValueError(
+            raise UserError(
                 f"level={level:g} lies below the timesteps of {self.method}, whose lowest is "
                 f"{scheduler.timesteps[firsts[-1]]:g}; use that or a higher one, or more steps"
             )
@@ -76,7 +77,7 @@ class Edits:
         """Images of the size that the network sees."""
         shape = self.pipeline.image_format.shape
         if images.ndim != 4 or images.shape[1:] != shape:
-            raise ValueError(
+            raise UserError(
                 f"images of shape {tuple(images.shape)} do not fit the model, whose images have "
                 f"{shape[0]} channels and {shape[1]} x {shape[2]} pixels"
             )
@@ -90,12 +91,12 @@ class Edits:
         """A mask of the size that the network sees; what lies beyond the image is unknown."""
         height, width = self.pipeline.image_format.size
         if unknown.shape != (height, width):
-            raise ValueError(
+            raise UserError(
                 f"a mask of {tuple(unknown.shape)} is of another size than the images, "
                 f"{height} x {width}"
             )
         if unknown.all() or not unknown.any():
-            raise ValueError("the mask must leave some pixels, and take some")
+            raise UserError("the mask must leave some pixels, and take some")
         free = torch.ones(self.pipeline.padded_size, dtype=torch.bool)
         free[:height, :width] = unknown.bool()
         return free.to(self.pipeline.device)
@@ -134,5 +135,5 @@ class Edits:
         """Images of their own size, on the CPU."""
         height, width = self.pipeline.image_format.size
         if not x.isfinite().all():
-            raise ValueError(f"{self.method} gave values that are not finite; use more steps")
+            raise UserError(f"{self.method} gave values that are not finite; use more steps")
         return x[..., :height, :width].clamp(-1, 1).cpu()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddpm_sa.condition import Condition
 from ddpm_sa.editing.base import Edits
+from ddpm_sa.errors import UserError
 from ddpm_sa.pipeline import INITIAL_NOISE, STEP_NOISE
 from ddpm_sa.samplers.denoise import evaluating, scales
 from ddpm_sa.samplers.method import Method, dry_run
@@ -40,7 +41,7 @@ class Editor(Edits):
             ValueError: If the strength or the images' shape is out of range.
         """
         if not 0 <= strength <= 1:
-            raise ValueError(f"strength={strength} must lie between 0 and 1")
+            raise UserError(f"strength={strength} must lie between 0 and 1")
         x_0 = self.checked(images)
         if strength == 0:
             return images
@@ -90,7 +91,7 @@ class Editor(Edits):
             ValueError: If the method draws no noise: all would be one image.
         """
         if not dry_run(self.method, self.pipeline.scheduler).stochastic:
-            raise ValueError(
+            raise UserError(
                 f"{self.method} draws no noise, so images that share a latent are one image; use "
                 "ddpm, or ddim with eta above 0"
             )
@@ -147,12 +148,12 @@ class Editor(Edits):
                 is not ddpm or ddim, the only ones that can go back a step.
         """
         if self.method.scheduler not in ("ddpm", "ddim"):
-            raise ValueError(
+            raise UserError(
                 f"scheduler={self.method.scheduler!r} cannot go back a step, which inpainting "
                 "needs; use ddpm or ddim"
             )
         if repeats < 1:
-            raise ValueError(f"repeats={repeats} must be at least 1")
+            raise UserError(f"repeats={repeats} must be at least 1")
         x_0 = self.checked(images)
         free = self.checked_mask(unknown)
         scheduler = self.method.make_scheduler(self.pipeline.scheduler)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddpm_sa.condition import concatenate
 from ddpm_sa.diffusion.prediction import Prediction
+from ddpm_sa.errors import UserError
 from ddpm_sa.guidance.base import halves, twice
 from ddpm_sa.models.attention import Attend
 from ddpm_sa.models.attention_slots import (
@@ -176,5 +177,5 @@ class _Watch:
 
 def _checked_sigma(sigma: float) -> float:
     if not sigma >= 0:
-        raise ValueError(f"guidance sigma={sigma} must be 0 or greater")
+        raise UserError(f"guidance sigma={sigma} must be 0 or greater")
     return sigma

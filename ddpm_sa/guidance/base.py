@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm_sa.condition import concatenate
+from ddpm_sa.errors import UserError
 from ddpm_sa.samplers.denoise import Evaluate, Network, View
 
 
@@ -47,11 +48,11 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale) or self.scale < 0:
-            raise ValueError(f"guidance scale={self.scale} must be 0 (none) or greater")
+            raise UserError(f"guidance scale={self.scale} must be 0 (none) or greater")
         if not 0 <= self.rescale <= 1:
-            raise ValueError(f"guidance rescale={self.rescale} must lie between 0 and 1")
+            raise UserError(f"guidance rescale={self.rescale} must lie between 0 and 1")
         if self.interval is not None and not self.interval[0] < self.interval[1]:
-            raise ValueError(
+            raise UserError(
                 f"guidance interval={self.interval} must be two timesteps, the lower one first"
             )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from ddpm_sa.diffusion.prediction import prediction
+from ddpm_sa.errors import UserError
 from ddpm_sa.guidance.attention import WithBlurredImage, WithoutAttention, WithSmoothAttention
 from ddpm_sa.guidance.base import Guidance, Weaker, WithoutLabel, WithWeakerNetwork
 
@@ -43,7 +44,7 @@ def make_guidance(
         ValueError: If the kind is unknown, or an argument is missing or of no use for it.
     """
     if kind not in get_args(Kind):
-        raise ValueError(f"guidance={kind!r} is unknown; known are {', '.join(get_args(Kind))}")
+        raise UserError(f"guidance={kind!r} is unknown; known are {', '.join(get_args(Kind))}")
     _check_use(kind, "null_class", null_class, ("cfg",))
     _check_use(kind, "layers", layers, ("pag", "seg", "sag"))
     _check_use(kind, "sigma", sigma, tuple(SIGMAS))
@@ -58,7 +59,7 @@ def make_guidance(
         weak_evaluation = WithSmoothAttention(unet, layers, blur)
     elif kind == "sag":
         if layers is not None and len(layers) != 1:
-            raise ValueError(f"guidance 'sag' looks at one layer, not at {len(layers)}")
+            raise UserError(f"guidance 'sag' looks at one layer, not at {len(layers)}")
         weak_evaluation = WithBlurredImage(
             unet, prediction(prediction_type), layers[0] if layers else None, blur
         )
@@ -73,7 +74,7 @@ def check_together(guide: Any, cache_interval: int) -> None:
         ValueError: If this guidance cannot use deep features of the step before.
     """
     if cache_interval > 1 and isinstance(getattr(guide, "weaker", None), WithBlurredImage):
-        raise ValueError(
+        raise UserError(
             "guidance 'sag' evaluates two different images in each step, and cached features fit "
             f"only one: cache_interval={cache_interval} must be 1; or use pag or seg"
         )
@@ -81,33 +82,33 @@ def check_together(guide: Any, cache_interval: int) -> None:
 
 def _check_use(kind: str, name: str, value: Any, kinds: tuple[str, ...]) -> None:
     if value is not None and kind not in kinds:
-        raise ValueError(f"guidance {kind!r} has no use for {name}; {', '.join(kinds)} has")
+        raise UserError(f"guidance {kind!r} has no use for {name}; {', '.join(kinds)} has")
 
 
 def _null_class(unet: Any, null_class: int | None) -> int:
     classes = unet.config.num_class_embeds
     if classes is None:
-        raise ValueError(
+        raise UserError(
             "guidance 'cfg' needs labels, and this network is unconditional; pag, sag, seg and "
             "auto need none"
         )
     if null_class is None:
-        raise ValueError(
+        raise UserError(
             "guidance 'cfg' needs a class that stands for \"no label\", and this network was not "
             "trained with one (label_dropout); if it was, say which by null_class"
         )
     if not 0 <= null_class < classes:
-        raise ValueError(f"null_class={null_class} is not among the classes 0 ... {classes - 1}")
+        raise UserError(f"null_class={null_class} is not among the classes 0 ... {classes - 1}")
     return null_class
 
 
 def _checked_weaker(unet: Any, weaker: Any) -> Any:
     if weaker is None:
-        raise ValueError("guidance 'auto' needs a weaker model")
+        raise UserError("guidance 'auto' needs a weaker model")
     for name in ("in_channels", "out_channels", "num_class_embeds"):
         ours, theirs = unet.config[name], weaker.config[name]
         if ours != theirs:
-            raise ValueError(
+            raise UserError(
                 f"the weaker model of guidance 'auto' has {name}={theirs}, the model {ours}"
             )
     return weaker

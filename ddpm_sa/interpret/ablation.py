@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.interpret.recording import Recorder
 from ddpm_sa.models.attention import Attend
 from ddpm_sa.models.attention_slots import Layers, eager_layers, slots_holding
@@ -46,15 +47,15 @@ def ablate_attention(
     """
     if replacement not in get_args(Replacement):
         known = ", ".join(get_args(Replacement))
-        raise ValueError(f"replacement={replacement!r} is unknown; known are {known}")
+        raise UserError(f"replacement={replacement!r} is unknown; known are {known}")
     if (replacement == "local") != (radius is not None):
-        raise ValueError(f"radius={radius} with {replacement!r}: 'local', and it alone, needs one")
+        raise UserError(f"radius={radius} with {replacement!r}: 'local', and it alone, needs one")
     if radius is not None and radius < 0:
-        raise ValueError(f"radius={radius} must be 0 or greater")
+        raise UserError(f"radius={radius} must be 0 or greater")
     chosen = eager_layers(unet, layers)
     for name, layer in chosen.items():
         if isinstance(layer.module.attend, Recorder):
-            raise ValueError(
+            raise UserError(
                 f"{name} is being recorded, and recording would stop; enter ablate_attention "
                 "first, and record inside"
             )

@@ -13,6 +13,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention import Attend
 from ddpm_sa.models.attention_slots import COMPILED, Layers, eager_layers, slots_holding
 from ddpm_sa.models.unet import UNet
@@ -74,7 +75,7 @@ def record_attention(
             or an argument is none of the above; on evaluation, if a query lies outside the image.
     """
     if heads not in ("mean", "all"):
-        raise ValueError(f"heads={heads!r} must be 'mean' or 'all'")
+        raise UserError(f"heads={heads!r} must be 'mean' or 'all'")
 
     def keep(rows: Rows) -> Tensor:
         maps = rows.maps
@@ -138,7 +139,7 @@ class Recorder(Generic[Kept]):
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, grid: tuple[int, int]
     ) -> Tensor:
         if torch.compiler.is_compiling():
-            raise ValueError(COMPILED)
+            raise UserError(COMPILED)
         # -1 outside of a backward pass; inside one, checkpointing computes again what was kept.
         if torch._C._current_graph_task_id() == -1:
             self._record(q, k, scale, grid)
@@ -169,7 +170,7 @@ def _place(pixel: tuple[int, int], reduction: int, grid: tuple[int, int]) -> int
     """Where in a layer's sequence the pixel lies that holds this one of the image."""
     (y, x), (height, width) = pixel, grid
     if y >= height * reduction or x >= width * reduction:
-        raise ValueError(
+        raise UserError(
             f"query ({y}, {x}) lies outside the image of {height * reduction} x "
             f"{width * reduction} pixels; y comes first, both count from 0"
         )
@@ -185,7 +186,7 @@ def _checked(queries: Queries) -> list[tuple[int, int]] | None:
     except (TypeError, ValueError):
         fits, pixels = False, []
     if not fits:
-        raise ValueError(
+        raise UserError(
             f"queries={queries!r} must be 'all' or a list of pixels (y, x), whole numbers from 0 on"
         )
     return pixels

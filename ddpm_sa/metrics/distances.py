@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.moments import Moments
 
 BLOCK = 1024  # rows per matrix product
@@ -21,7 +22,7 @@ def frechet_distance(one: Moments, other: Moments) -> float:
         ValueError: If the sets differ in the number of features, or have fewer than 2 rows.
     """
     if one.mean.shape != other.mean.shape:
-        raise ValueError(
+        raise UserError(
             f"sets of {len(one.mean)} and {len(other.mean)} features cannot be compared"
         )
     S, S_other = one.covariance, other.covariance
@@ -48,9 +49,9 @@ def kernel_distance(one: Tensor, other: Tensor) -> float:
         ValueError: If the sets differ in the number of features, or have fewer than 2 rows.
     """
     if one.shape[1] != other.shape[1]:
-        raise ValueError(f"sets of {one.shape[1]} and {other.shape[1]} features cannot be compared")
+        raise UserError(f"sets of {one.shape[1]} and {other.shape[1]} features cannot be compared")
     if min(len(one), len(other)) < 2:
-        raise ValueError(f"sets of {len(one)} and {len(other)} images; each needs at least 2")
+        raise UserError(f"sets of {len(one)} and {len(other)} images; each needs at least 2")
     x, y = one.double(), other.double()
     within = [
         (_kernel_sum(z, z) - float(_kernel(z.square().sum(1), z.shape[1]).sum()))

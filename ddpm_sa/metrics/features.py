@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.efficientnet import load_efficientnet
 from ddpm_sa.randomness import standard_normal
 
@@ -56,20 +57,20 @@ class Extractor:
             ValueError: If images or features are not finite, or the module does not return (B, D).
         """
         if not images.isfinite().all():
-            raise ValueError("images have values that are not finite")
+            raise UserError("images have values that are not finite")
         output = self.module(images.to(self.device))
         features, logits = output if isinstance(output, tuple) else (output, None)
         if not isinstance(features, Tensor) or features.shape[:1] != images.shape[:1]:
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features)
-            raise ValueError(
+            raise UserError(
                 f"features={self.name} gave {shape} for {len(images)} images, not (B, D)"
             )
         if features.ndim != 2:
-            raise ValueError(
+            raise UserError(
                 f"features={self.name} gave {tuple(features.shape)}, not (B, D); flatten or pool it"
             )
         if not features.isfinite().all():
-            raise ValueError(f"features={self.name} gave values that are not finite")
+            raise UserError(f"features={self.name} gave values that are not finite")
         probabilities = None if logits is None else logits.double().softmax(1).cpu()
         return features.float().cpu(), probabilities
 
@@ -106,7 +107,7 @@ def _accept_grey(network: nn.Module, name: str) -> Callable[[Tensor], Any]:
 
     def evaluate(images: Tensor) -> Any:
         if images.shape[1] not in (1, 3):
-            raise ValueError(
+            raise UserError(
                 f"features={name} are of grey or RGB images, not of {images.shape[1]} channels; "
                 "use a module of your own: --features package.module:name"
             )
@@ -122,7 +123,7 @@ def _inception() -> nn.Module:
 
         network = NoTrainInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
     except (ModuleNotFoundError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             "features=inception needs torchmetrics, torch-fidelity and its weights: "
             f"pip install torchmetrics torch-fidelity ({error}); features=efficientnet needs no "
             "download"
@@ -145,7 +146,7 @@ class _Inception(nn.Module):
 def _import_features(name: str, device: torch.device) -> Callable[[Tensor], Any]:
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):
-        raise ValueError(
+        raise UserError(
             f"features={name!r} is unknown; known are {', '.join(KNOWN)}, and "
             "package.module:name for a module of your own"
         )
@@ -154,13 +155,11 @@ def _import_features(name: str, device: torch.device) -> Callable[[Tensor], Any]
     try:
         module = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"features={name!r} cannot be imported: {error}") from error
+        raise UserError(f"features={name!r} cannot be imported: {error}") from error
     if isinstance(module, type):
         module = module()
     if isinstance(module, nn.Module):
         return module.eval().to(device)
     if not callable(module):
-        raise ValueError(
-            f"features={name!r} is a {type(module).__name__}, not a function of images"
-        )
+        raise UserError(f"features={name!r} is a {type(module).__name__}, not a function of images")
     return module

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -29,7 +31,7 @@ class Moments:
         """
         if not rows.isfinite().all():
             first = int((~rows.isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"row {first} of {len(rows)} has values that are not finite")
+            raise UserError(f"row {first} of {len(rows)} has values that are not finite")
         rows = rows.detach().cpu().double()
         mean = rows.mean(0)
         return cls(len(rows), mean, (rows - mean).T @ (rows - mean))
@@ -50,5 +52,5 @@ class Moments:
             ValueError: If there are fewer than 2 rows.
         """
         if self.count < 2:
-            raise ValueError(f"{self.count} images have no covariance; give at least 2")
+            raise UserError(f"{self.count} images have no covariance; give at least 2")
         return self.scatter / (self.count - 1)

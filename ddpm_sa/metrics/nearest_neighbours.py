@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
+
 NEIGHBOURS = 50  # Carlini et al. 2023, section 5.1
 
 
@@ -48,7 +50,7 @@ def nearest(images: Tensor, training: Iterable[tuple[Sequence[int], Tensor]]) ->
     indices = torch.empty(len(rows), 0, dtype=torch.int64)
     for batch_indices, batch in training:
         if batch.shape[1:] != images.shape[1:]:
-            raise ValueError(
+            raise UserError(
                 f"images of {tuple(images.shape[1:])} and training images of "
                 f"{tuple(batch.shape[1:])} cannot be compared"
             )
@@ -63,7 +65,7 @@ def nearest(images: Tensor, training: Iterable[tuple[Sequence[int], Tensor]]) ->
         distances, order = distances.topk(min(NEIGHBOURS, distances.shape[1]), dim=1, largest=False)
         indices = indices.gather(1, order)
     if not distances.shape[1]:
-        raise ValueError("there are no training images to compare with")
+        raise UserError("there are no training images to compare with")
     return Nearest(distances, indices)
 
 

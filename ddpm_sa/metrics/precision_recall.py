@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
+
 PRECISION_NEIGHBOURS = 3  # Kynkäänniemi et al. 2019, section 2
 DENSITY_NEIGHBOURS = 5  # Naeem et al. 2020, section 3.3
 BLOCK = 512  # rows per distance matrix
@@ -43,7 +45,7 @@ def shares(real: Tensor, generated: Tensor) -> Shares:
         ValueError: If the sets differ in the number of features, or have no more than k rows.
     """
     if real.shape[1] != generated.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"sets of {real.shape[1]} and {generated.shape[1]} features cannot be compared"
         )
     real, generated = real.double(), generated.double()
@@ -73,7 +75,7 @@ def radii(x: Tensor, neighbours: tuple[int, ...]) -> list[Tensor]:
         ValueError: If there are no more than k rows.
     """
     if len(x) <= max(neighbours):
-        raise ValueError(
+        raise UserError(
             f"{len(x)} images have no {max(neighbours)} neighbours; give at least "
             f"{max(neighbours) + 1}"
         )

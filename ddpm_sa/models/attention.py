@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ddpm_sa.errors import UserError
+
 
 class Attend(Protocol):
     """softmax(scale · q kᵀ) v: what the `attend` slot of a layer holds."""
@@ -124,7 +126,7 @@ class PixelAttention(SelfAttention):
     ) -> None:
         super().__init__()
         if channels % heads:
-            raise ValueError(f"{heads} heads do not divide {channels} channels")
+            raise UserError(f"{heads} heads do not divide {channels} channels")
         self.heads = heads
         self.output_scale = output_scale
         self.group_norm = (
@@ -184,7 +186,7 @@ class SAGANAttention(SelfAttention):
     def __init__(self, channels: int) -> None:
         super().__init__()
         if channels % 8:
-            raise ValueError(f"SAGAN attention needs channels divisible by 8, not {channels}")
+            raise UserError(f"SAGAN attention needs channels divisible by 8, not {channels}")
         self.query_conv = nn.Conv2d(channels, channels // 8, 1)
         self.key_conv = nn.Conv2d(channels, channels // 8, 1)
         self.value_conv = nn.Conv2d(channels, channels, 1)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention import Attend, SelfAttention
 from ddpm_sa.models.unet import UNet
 
@@ -35,7 +36,7 @@ def attention_layers(unet: UNet) -> dict[str, AttentionLayer]:
         ValueError: If `unet` is no ddpm_sa.UNet, or has no attention.
     """
     if not isinstance(unet, UNet):
-        raise ValueError(_not_ours(unet))
+        raise UserError(_not_ours(unet))
     halvings = {f"down_blocks.{level}": level for level in range(len(unet.down_blocks))}
     lowest = len(halvings) - 1
     halvings["mid_block"] = lowest
@@ -48,7 +49,7 @@ def attention_layers(unet: UNet) -> dict[str, AttentionLayer]:
         if isinstance(module, SelfAttention)
     }
     if not layers:
-        raise ValueError("this network has no attention layer")
+        raise UserError("this network has no attention layer")
     return layers
 
 
@@ -61,7 +62,7 @@ def eager_layers(unet: UNet, layers: Layers = "all") -> dict[str, AttentionLayer
     """
     chosen = _chosen(attention_layers(unet), layers)
     if any(module._compiled_call_impl is not None for module in unet.modules()):
-        raise ValueError(f"{COMPILED}; load it again, or call compile() afterwards")
+        raise UserError(f"{COMPILED}; load it again, or call compile() afterwards")
     return chosen
 
 
@@ -88,7 +89,7 @@ def _chosen(
     names = [layers] if isinstance(layers, str) else layers
     unknown = [name for name in names if name not in known]
     if unknown or isinstance(layers, str) or not names:
-        raise ValueError(
+        raise UserError(
             f"layers={layers!r} must be 'all' or a list of names; known are {', '.join(known)}"
         )
     return {name: known[name] for name in names}

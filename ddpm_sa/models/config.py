@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention import ATTENTION_KINDS
 from ddpm_sa.models.blocks import Resampling
 from ddpm_sa.models.resnet import ACTIVATIONS
@@ -52,7 +53,7 @@ def block_type(name: str, known: Mapping[str, BlockType]) -> BlockType:
     """
     bare = name.removeprefix("UNetRes")
     if bare not in known:
-        raise ValueError(f"block type {name!r} is not built here; known are {', '.join(known)}")
+        raise UserError(f"block type {name!r} is not built here; known are {', '.join(known)}")
     return known[bare]
 
 
@@ -69,7 +70,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     for name, values in {**CHOICES, "attention_kind": tuple(ATTENTION_KINDS)}.items():
         if config[name] not in values:
             known = ", ".join(map(repr, values))
-            raise ValueError(f"{name}={config[name]!r} is not built here; known are {known}")
+            raise UserError(f"{name}={config[name]!r} is not built here; known are {known}")
     _check_levels(config)
     _check_groups(config)
     _check_attention(config)
@@ -93,7 +94,7 @@ def _check_levels(config: Mapping[str, Any]) -> None:
     channels = config["block_out_channels"]
     for name in ("down_block_types", "up_block_types"):
         if len(config[name]) != len(channels):
-            raise ValueError(
+            raise UserError(
                 f"{name} names {len(config[name])} levels and block_out_channels={tuple(channels)} "
                 f"{len(channels)}; give one block type for each level"
             )
@@ -103,7 +104,7 @@ def _check_levels(config: Mapping[str, Any]) -> None:
         block_type(name, UP_BLOCKS)
     for name in ("in_channels", "out_channels", "layers_per_block"):
         if config[name] < 1:
-            raise ValueError(f"{name}={config[name]} must be 1 or more")
+            raise UserError(f"{name}={config[name]} must be 1 or more")
 
 
 def _check_groups(config: Mapping[str, Any]) -> None:
@@ -111,14 +112,14 @@ def _check_groups(config: Mapping[str, Any]) -> None:
     for level, count in enumerate(channels):
         if count % groups:
             below, above = count // groups * groups, (count // groups + 1) * groups
-            raise ValueError(
+            raise UserError(
                 f"block_out_channels[{level}]={count} is not divisible by "
                 f"norm_num_groups={groups}; use {above} channels{f' or {below}' if below else ''}, "
                 f"or {math.gcd(*channels)} groups"
             )
     groups = config["attn_norm_num_groups"]
     if groups is not None and channels[-1] % groups:
-        raise ValueError(
+        raise UserError(
             f"block_out_channels[-1]={channels[-1]} is not divisible by "
             f"attn_norm_num_groups={groups}; use {math.gcd(channels[-1], groups)}"
         )
@@ -130,7 +131,7 @@ def _check_attention(config: Mapping[str, Any]) -> None:
     kind = config["attention_kind"]
     multi_head = ATTENTION_KINDS[kind].multi_head
     if heads is not None and (heads < 1 or not multi_head):
-        raise ValueError(
+        raise UserError(
             f"num_attention_heads={heads} must be 1 or more, and null for attention_kind={kind!r}"
             + ("" if multi_head else ", which has one")
         )
@@ -145,13 +146,13 @@ def _check_attention(config: Mapping[str, Any]) -> None:
     for level in sorted(levels):
         if heads is not None:
             if channels[level] % heads:
-                raise ValueError(
+                raise UserError(
                     f"num_attention_heads={heads} does not divide block_out_channels[{level}]="
                     f"{channels[level]}; use {math.gcd(channels[level], heads)}"
                 )
             continue
         if multi_head and head_dim and channels[level] % head_dim:
-            raise ValueError(
+            raise UserError(
                 f"attention_head_dim={head_dim} does not divide block_out_channels[{level}]="
                 f"{channels[level]}; use {math.gcd(channels[level], head_dim)}, "
                 "or null for a single head"

@@ -17,6 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.utils import logging
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.models.config import not_in_diffusers
 
 # The errors of torch and diffusers for a missing or damaged file or repository.
@@ -73,7 +74,7 @@ class UNetFiles(ModelMixin, ConfigMixin):
         known = inspect.signature(cls.__init__).parameters
         unknown = [key for key in config if not key.startswith("_") and key not in known]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"{folder_or_repo}: config.json has {', '.join(unknown)}, which UNet does not know"
             )
         with _quiet_diffusers():
@@ -89,14 +90,14 @@ class UNetFiles(ModelMixin, ConfigMixin):
                 )
             except _UNREADABLE as error:
                 reason = str(error).splitlines()[0]
-                raise ValueError(
+                raise UserError(
                     f"the weights of {folder_or_repo} cannot be read: {reason}"
                 ) from error
         for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[fault]:
                 # A misshapen weight comes with its two shapes.
                 names = [name if isinstance(name, str) else name[0] for name in report[fault]]
-                raise ValueError(
+                raise UserError(
                     f"{folder_or_repo}: {len(names)} {fault.replace('_keys', '')} weights, "
                     f"{names[0]} first; the file and config.json are not of the same network"
                 )
@@ -118,12 +119,12 @@ class UNetFiles(ModelMixin, ConfigMixin):
                 reason = str(error).splitlines()[0]
         if folder.exists():
             if reason:
-                raise ValueError(f"config.json of {folder} cannot be read: {reason}")
-            raise ValueError(
+                raise UserError(f"config.json of {folder} cannot be read: {reason}")
+            raise UserError(
                 f"{folder} holds no network: there is no config.json in it"
                 + (f" or in its {subfolder}/" if subfolder else "")
             )
-        raise ValueError(
+        raise UserError(
             f"{folder_or_repo} is not a local folder, and no network was found on the Hugging "
             f"Face Hub: {reason}"
         )
@@ -137,7 +138,7 @@ class UNetFiles(ModelMixin, ConfigMixin):
         config = {key: value for key, value in self.config.items() if not key.startswith("_")}
         lacking = not_in_diffusers(config)
         if lacking is not None:
-            raise ValueError(f"{lacking}: this network stays a ddpm_sa.UNet")
+            raise UserError(f"{lacking}: this network stays a ddpm_sa.UNet")
         del config["attention_kind"], config["num_attention_heads"]
         with torch.device("meta"):
             model = UNet2DModel(**config)

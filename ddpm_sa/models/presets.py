@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ddpm_sa.errors import UserError
+
 # Where the paper's code and UNet2DModel's defaults differ: padding as TensorFlow's "SAME", one
 # head, the sinusoid [sin | cos] over half - 1, and GroupNorm's epsilon (nn.py, unet.py).
 PAPER = {
@@ -78,7 +80,7 @@ def block_types(
     sizes = [image_size // 2**level for level in range(num_levels)]
     absent = sorted(set(attention_resolutions) - set(sizes))
     if absent:
-        raise ValueError(
+        raise UserError(
             f"attention_resolutions={tuple(attention_resolutions)}: no level is {absent[0]} pixels "
             f"high; with images of {image_size} the {num_levels} levels are "
             f"{', '.join(map(str, sizes))}"
@@ -177,5 +179,5 @@ def preset(name: str) -> Preset:
         ValueError: If there is none.
     """
     if name not in PRESETS:
-        raise ValueError(f"preset {name!r} is unknown; known are {', '.join(PRESETS)}")
+        raise UserError(f"preset {name!r} is unknown; known are {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -13,6 +13,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention import ATTENTION_KINDS, AttentionSpec, SelfAttention
 from ddpm_sa.models.blocks import DownBlock, MidBlock, Resampling, UpBlock
 from ddpm_sa.models.config import DOWN_BLOCKS, UP_BLOCKS, block_type, check_config
@@ -232,7 +233,7 @@ class UNet(UNetFiles):
     def _check_size(self, sample: Tensor) -> None:
         height, width = sample.shape[-2:]
         if height % self.size_multiple or width % self.size_multiple:
-            raise ValueError(
+            raise UserError(
                 f"an image of {height} x {width} cannot be halved at each of the "
                 f"{len(self.down_blocks)} levels; pad it to multiples of {self.size_multiple}"
             )
@@ -250,10 +251,10 @@ class UNet(UNetFiles):
         temb = self.time_embedding(wave(t.expand(len(sample))).to(dtype))
         if self.class_embedding is None:
             if class_labels is not None:
-                raise ValueError("this network is unconditional: leave class_labels out")
+                raise UserError("this network is unconditional: leave class_labels out")
             return self.activation(temb)
         if class_labels is None:
-            raise ValueError("this network is class-conditional: give class_labels")
+            raise UserError("this network is class-conditional: give class_labels")
         if config["class_embed_type"] == "timestep":
             class_labels = wave(class_labels).to(dtype)
         return self.activation(temb + self.class_embedding(class_labels).to(dtype))

@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.models.unet import UNet, UNetOutput
 
 
@@ -71,15 +72,15 @@ def check_interval(unet: Any, interval: int) -> None:
         ValueError: If this network cannot reuse its deep features with this interval.
     """
     if interval < 1:
-        raise ValueError(f"cache_interval={interval} must be at least 1, which reuses nothing")
+        raise UserError(f"cache_interval={interval} must be at least 1, which reuses nothing")
     if interval == 1:
         return
     if not isinstance(unet, UNet):
-        raise ValueError(
+        raise UserError(
             f"cache_interval={interval} needs a ddpm_sa.UNet, not a {type(unet).__name__}; open "
             "its folder with ddpm_sa.UNet.from_pretrained, the weights are the same"
         )
     if unet._compiled_call_impl is not None:
-        raise ValueError(f"cache_interval={interval} needs a network that is not compiled")
+        raise UserError(f"cache_interval={interval} needs a network that is not compiled")
     if len(unet.down_blocks) < 2:
-        raise ValueError(f"cache_interval={interval} needs a network of two levels or more")
+        raise UserError(f"cache_interval={interval} needs a network of two levels or more")

@@ -7,6 +7,7 @@ import torch
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.samplers.denoise import Guide, denoise
 from ddpm_sa.samplers.schedulers import Options, make_scheduler
 
@@ -83,10 +84,10 @@ def _dry_run(method: Method, base: Any) -> Cost:
     try:
         walk = list(denoise(network, scheduler, pixel, noise, predicts=kind))
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{method} fails in diffusers: {error}") from error
+        raise UserError(f"{method} fails in diffusers: {error}") from error
     for step in walk:
         if not (step.x_0.isfinite().all() and step.x_next.isfinite().all()):
-            raise ValueError(
+            raise UserError(
                 f"{method} and prediction_type={kind!r} gives values that are not finite at "
                 f"t={step.t:g}; use other settings, or another scheduler such as ddim"
             )

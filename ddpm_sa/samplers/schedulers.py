@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ddpm_sa.diffusion.prediction import PREDICTIONS
 from ddpm_sa.diffusion.schedule import NoiseSchedule
+from ddpm_sa.errors import UserError
 
 Option = bool | int | float | str
 Options = Mapping[str, Option]
@@ -153,13 +154,13 @@ def make_scheduler(name: str, base: Any, steps: int, options: Options | None = N
     known, options = known_options(name), dict(options or {})
     config = base.config
     if not 1 <= steps <= config.num_train_timesteps:
-        raise ValueError(
+        raise UserError(
             f"steps={steps} must lie between 1 and the {config.num_train_timesteps} timesteps of "
             "the training"
         )
     for option, value in options.items():
         if option not in known:
-            raise ValueError(
+            raise UserError(
                 f"scheduler={name!r} has no option {option!r}; its options are {', '.join(known)}"
             )
         _check_value(option, value, known[option])
@@ -171,7 +172,7 @@ def make_scheduler(name: str, base: Any, steps: int, options: Options | None = N
         scheduler = _class(name)(**_inherited(name, base) | own | options)
         scheduler.set_timesteps(steps)
     except (ValueError, NotImplementedError, ImportError, IndexError) as error:
-        raise ValueError(
+        raise UserError(
             f"scheduler={name!r} with steps={steps} and options {options}: {error}"
         ) from error
     if for_step:
@@ -186,7 +187,7 @@ def known_options(name: str) -> dict[str, inspect.Parameter]:
         ValueError: If there is no scheduler of that name, or it needs a missing package.
     """
     if name not in SCHEDULERS:
-        raise ValueError(f"scheduler={name!r} is unknown; known are {', '.join(SCHEDULERS)}")
+        raise UserError(f"scheduler={name!r} is unknown; known are {', '.join(SCHEDULERS)}")
     solver, cls = SCHEDULERS[name], _class(name)
     settings = inspect.signature(cls.__init__).parameters
     step = inspect.signature(cls.step).parameters
@@ -206,7 +207,7 @@ def _class(name: str) -> Any:
         return scheduler
     cls = getattr(diffusers, scheduler)
     if "scipy" in getattr(cls, "_backends", ()):  # diffusers' stand-in where scipy is not installed
-        raise ValueError(f"scheduler={name!r} needs scipy: pip install scipy")
+        raise UserError(f"scheduler={name!r} needs scipy: pip install scipy")
     return cls
 
 
@@ -217,11 +218,11 @@ def _check_value(option: str, value: Option, parameter: inspect.Parameter) -> No
     if not choices and get_origin(parameter.annotation) is Literal:
         choices = get_args(parameter.annotation)
     if choices and value not in choices:
-        raise ValueError(f"option {option}={value!r} must be one of {', '.join(map(str, choices))}")
+        raise UserError(f"option {option}={value!r} must be one of {', '.join(map(str, choices))}")
     kind = type(default)
     fits = isinstance(value, float | int if kind is float else kind)
     if not fits or isinstance(value, bool) != isinstance(default, bool):
-        raise ValueError(f"option {option}={value!r} must be of type {kind.__name__}")
+        raise UserError(f"option {option}={value!r} must be of type {kind.__name__}")
 
 
 def _inherited(name: str, base: Any) -> dict[str, Any]:
@@ -250,7 +251,7 @@ def _inherited(name: str, base: Any) -> dict[str, Any]:
     if name != "ddpm":
         settings.pop("variance_type", None)  # DPM-Solver's "learned" assumes 3 channels
     elif settings["variance_type"] in ("learned", "fixed_large_log"):
-        raise ValueError(
+        raise UserError(
             f"variance_type={settings['variance_type']!r} gives NaN in diffusers' DDPMScheduler, "
             "which takes the root of a logarithm; use another scheduler, such as ddim"
         )

@@ -3,6 +3,8 @@
 import torch
 from accelerate import PartialState
 
+from ddpm_sa.errors import UserError
+
 
 def resolve_device(name: str | None) -> torch.device:
     """Return the named device; without a name, the accelerator if there is one, else the CPU.
@@ -16,7 +18,7 @@ def resolve_device(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device={name!r} cannot be used: {error}".splitlines()[0]) from error
+        raise UserError(f"device={name!r} cannot be used: {error}".splitlines()[0]) from error
 
 
 def process_device(state: PartialState, name: str | None) -> torch.device:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import ImageFormat, from_pil, to_tensor
 
 
@@ -32,7 +33,7 @@ def read_mask(path: str, size: tuple[int, int]) -> Tensor:
     with _open_picture(path) as picture:
         bright = torch.from_numpy(np.asarray(picture.convert("L")) >= 128)
     if bright.shape != size:
-        raise ValueError(
+        raise UserError(
             f"mask={path} has {bright.shape[0]} x {bright.shape[1]} pixels, another size than the "
             f"model's images, {size[0]} x {size[1]}"
         )
@@ -44,7 +45,7 @@ def _read_array(path: str) -> np.ndarray:
         try:
             array = np.load(path)
         except (OSError, ValueError) as error:
-            raise ValueError(f"image={path} cannot be read: {error}") from error
+            raise UserError(f"image={path} cannot be read: {error}") from error
         return array[..., None] if array.ndim == 2 else array
     with _open_picture(path) as picture:
         return from_pil([picture])[0]
@@ -55,14 +56,14 @@ def _open_picture(path: str) -> Image.Image:
         picture = Image.open(path)
         picture.load()
     except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        raise UserError(f"{path} cannot be read as a picture: {error}") from error
     return picture
 
 
 def _check_format(path: str, array: np.ndarray, image_format: ImageFormat) -> np.ndarray:
     channels, height, width = image_format.shape
     if array.shape != (height, width, channels) or array.dtype != image_format.dtype:
-        raise ValueError(
+        raise UserError(
             f"image={path} has {array.shape[-1]} channels, {array.shape[0]} x {array.shape[1]} "
             f"pixels of {array.dtype}; the model's images have {channels}, {height} x {width} of "
             f"{np.dtype(image_format.dtype)}"

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ddpm_sa import Pipeline
+from ddpm_sa.errors import UserError
 
 Weights = Literal["ema", "raw"]
 Precision = Literal["float32", "bfloat16"]
@@ -42,7 +43,7 @@ class ModelSettings:
             value = getattr(self, name)
             if value < least:
                 rule = f"at least {least}" if least else "0 or greater"
-                raise ValueError(f"{name}={value} must be {rule}")
+                raise UserError(f"{name}={value} must be {rule}")
 
     def open(self, model: str, compile: bool = False) -> Pipeline:
         """Call `open_model` with these weights and this precision."""
@@ -81,7 +82,7 @@ def _load(model: str, weights: Weights) -> Pipeline:
     if weights == "raw":
         raw = folder.with_name(f"{folder.name}-raw")
         if not raw.is_dir():
-            raise ValueError(
+            raise UserError(
                 f"{raw} does not exist; training keeps raw weights if --ema.keep_raw is true"
             )
         folder = raw
@@ -92,7 +93,7 @@ def _load_checkpoint(folder: Path, weights: Weights) -> Pipeline:
     """Load a checkpoint's weights into the network of its run."""
     finished = folder.parents[1] / "model"
     if not finished.is_dir():
-        raise ValueError(
+        raise UserError(
             f"{folder} holds only weights; {finished}, which describes the network, is written "
             "when the run ends or is stopped"
         )
@@ -101,7 +102,7 @@ def _load_checkpoint(folder: Path, weights: Weights) -> Pipeline:
     try:
         pipeline.unet.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold the weights of {finished}: {error}") from error
+        raise UserError(f"{path} does not hold the weights of {finished}: {error}") from error
     return pipeline
 
 

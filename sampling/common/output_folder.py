@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from ddpm_sa.errors import UserError
+
 
 def make_output_folder(folder: Path) -> Path:
     """Create a folder if it does not exist, and check that it can be written to.
@@ -13,9 +15,9 @@ def make_output_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"output_dir={folder} cannot be created: {error.strerror}") from error
+        raise UserError(f"output_dir={folder} cannot be created: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"output_dir={folder} is not writable")
+        raise UserError(f"output_dir={folder} is not writable")
     return folder
 
 
@@ -28,4 +30,4 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ValueError(f"the figures need {error.name}: pip install {error.name}") from error
+        raise UserError(f"the figures need {error.name}: pip install {error.name}") from error

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_sa.atomic_files import write_atomically
+from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import (
     ImageFormat,
     from_pil,
@@ -59,7 +60,7 @@ def prepare_folder(
         for index, label in class_labels.items()
     }
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir={folder} is a file")
+        raise UserError(f"output_dir={folder} is a file")
     images = _read_recorded_images(folder, settings, images) | images
     folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": settings, "environment": environment, "images": images}
@@ -127,22 +128,20 @@ def _read_recorded_images(
     except FileNotFoundError:
         if next((p for p in folder.glob("*") if p.suffix in (".png", ".npy")), None) is None:
             return {}
-        raise ValueError(
-            f"{folder} holds images but no {RECORD}; give another output_dir"
-        ) from None
+        raise UserError(f"{folder} holds images but no {RECORD}; give another output_dir") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / RECORD} cannot be read ({error})") from error
+        raise UserError(f"{folder / RECORD} cannot be read ({error})") from error
     # Compared after a round trip through JSON, which turns tuples into lists.
     for name, value in json.loads(json.dumps(settings)).items():
         earlier = earlier_settings.get(name)
         if earlier != value:
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds images made with {name}={_shorten(earlier)}, but {name}="
                 f"{_shorten(value)} is requested; give another output_dir"
             )
     for name in images.keys() & earlier_images.keys():
         if images[name] != earlier_images[name]:
-            raise ValueError(
+            raise UserError(
                 f"{folder / name} has class {earlier_images[name]['class_label']}, but class "
                 f"{images[name]['class_label']} is requested; give another output_dir"
             )

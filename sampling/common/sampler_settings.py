@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ddpm_sa import Pipeline
+from ddpm_sa.errors import UserError
 from ddpm_sa.guidance.base import Guidance
 from ddpm_sa.guidance.by_name import check_together
 from ddpm_sa.samplers.feature_cache import check_interval
@@ -43,7 +44,7 @@ class GuidanceSettings:
         """Build the guidance for this pipeline, or None."""
         if self.kind == "none":
             if self != GuidanceSettings():
-                raise ValueError("guidance settings without guidance.kind; give one, such as cfg")
+                raise UserError("guidance settings without guidance.kind; give one, such as cfg")
             return None
         return pipeline.guidance(
             self.kind,
@@ -61,7 +62,7 @@ class GuidanceSettings:
             return None
         low, colon, high = self.interval.partition(":")
         if not (colon and low.isdecimal() and high.isdecimal()):
-            raise ValueError(f"guidance.interval={self.interval!r} must be FROM:TO, as in 200:800")
+            raise UserError(f"guidance.interval={self.interval!r} must be FROM:TO, as in 200:800")
         return int(low), int(high)
 
 

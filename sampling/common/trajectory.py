@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ddpm_sa import Pipeline, measure_attention, record_attention
 from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.condition import Condition
+from ddpm_sa.errors import UserError
 from ddpm_sa.samplers.denoise import Step
 from ddpm_sa.samplers.method import Method, dry_run
 
@@ -84,7 +85,7 @@ class Trajectory:
         """
         image = steps[-1].x_next[0]
         if not image.isfinite().all():
-            raise ValueError("the image has values that are not finite; use more steps")
+            raise UserError("the image has values that are not finite; use more steps")
         return cls(
             timesteps=np.array([float(step.t) for step in steps], np.float32),
             x_t=torch.cat([step.x_t for step in steps]).cpu().numpy(),

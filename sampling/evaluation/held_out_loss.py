@@ -16,6 +16,7 @@ from ddpm_sa.data.dataset import Images
 from ddpm_sa.diffusion.likelihood import Bound, variational_bound
 from ddpm_sa.diffusion.loss import denoising_loss
 from ddpm_sa.diffusion.loss_by_timestep import Buckets
+from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.gaussian_baseline import least_loss
 from ddpm_sa.metrics.moments import Moments
 from ddpm_sa.randomness import standard_normal, stream
@@ -54,7 +55,7 @@ def evaluate_likelihood(
     """
     kind = images.format
     if kind.bit_depth == 32:
-        raise ValueError("bits per dimension need integer pixel values; these images are float32")
+        raise UserError("bits per dimension need integer pixel values; these images are float32")
     schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
     batches = process_batches(min(count, images.length), batch_size, state)
     images = images.pad_to(*pipeline.padded_size)

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ddpm_sa import Pipeline
 from ddpm_sa.data.dataset import Images
+from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import ImageFormat, from_tensor, to_tensor
 from ddpm_sa.samplers.method import Method
 from sampling.common.image_files import read_images
@@ -109,7 +110,7 @@ def list_image_files(folder: str) -> list[Path]:
     paths = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in SUFFIXES)
     files = [path for path in paths if path.name != GRID]
     if not files:
-        raise ValueError(f"samples={folder} holds no image ({' '.join(sorted(SUFFIXES))})")
+        raise UserError(f"samples={folder} holds no image ({' '.join(sorted(SUFFIXES))})")
     return files
 
 

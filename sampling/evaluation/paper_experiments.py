@@ -13,6 +13,7 @@ from accelerate import PartialState
 from ddpm_sa import Pipeline
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.editing.editor import Editor
+from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.features import Extractor
 from ddpm_sa.samplers.method import Method
 from sampling.evaluation.held_out_loss import evaluate_likelihood
@@ -164,7 +165,7 @@ def figure8(context: ExperimentContext) -> None:
     level = context.timesteps // 2
     pairs = [(2 * i, 2 * i + 1) for i in range(min(PAIRS, context.held_out.length // 2))]
     if not pairs:
-        raise ValueError("figure8 interpolates between two held-out images, but there is only one")
+        raise UserError("figure8 interpolates between two held-out images, but there is only one")
     rows = []
     for number, pair in enumerate(pairs):
         # A seed for each pair: at this level the noise decides most of the image.

@@ -11,6 +11,7 @@ from ddpm_sa import Pipeline
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.data.load import open_images
+from ddpm_sa.errors import UserError
 from sampling.evaluation.image_sets import first_image_shape
 
 
@@ -50,7 +51,7 @@ def open_real_images(
     config = read_run_data_config(next(iter(pipelines))) if pipelines and data is None else None
     if config is None:
         if data is None:
-            raise ValueError(
+            raise UserError(
                 "data is not given, and the model is not part of a run folder; give --data"
             )
         config = DataConfig(source=data, fit=fit, split=split)
@@ -74,12 +75,12 @@ def open_real_images(
         )
     )
     if need_held_out and images.validation is None:
-        raise ValueError(
+        raise UserError(
             "nearest and likelihood need held-out images; give --validation, such as 0.1"
         )
     for name, kind in formats.items():
         if kind != images.format:
-            raise ValueError(
+            raise UserError(
                 f"{name} generates {kind}, but the images of {config.source} are {images.format}; "
                 "only images of the same format can be compared"
             )

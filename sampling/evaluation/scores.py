@@ -8,6 +8,7 @@ from accelerate import PartialState
 from ddpm_sa.data.cache import cache_folder
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.distributed import by_process_0
+from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.distances import frechet_distance, kernel_distance
 from ddpm_sa.metrics.features import Extractor
 from ddpm_sa.metrics.precision_recall import Shares, shares
@@ -97,8 +98,8 @@ def score_images(image_set: ImageSet, reference: Reference, extractor: Extractor
             shares=shares(reference.summary.rows, summary.rows),
             tint=measure_tint(summary, reference.summary),
         )
-    except ValueError as error:
-        raise ValueError(f"{image_set.name}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{image_set.name}: {error}") from error
 
 
 def measure_tint(images: Summary, real: Summary) -> list[dict[str, float]]:

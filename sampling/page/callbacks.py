@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import gradio as gr
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.interpret.ablation import Replacement
 from ddpm_sa.models.attention_slots import attention_layers
 from sampling.common.trajectory import SampleSpec, Trajectory, brightest_and_darkest
@@ -125,9 +126,9 @@ class Callbacks:
     ) -> Iterator[list[Any]]:
         """Sample the same image with attention replaced, yielding image, picture and status."""
         if generated is None:
-            raise ValueError("sample an image first")
+            raise UserError("sample an image first")
         if not layers:
-            raise ValueError("choose the layers whose attention is replaced")
+            raise UserError("choose the layers whose attention is replaced")
         choice = Choice(
             generated.choice.model, generated.choice.spec, tuple(layers), REPLACEMENTS[replacement]
         )
@@ -185,7 +186,7 @@ class Callbacks:
         queries: list[Pixel] = [(pixels[0], pixels[1]), (pixels[2], pixels[3])]  # type: ignore[list-item]
         maps_by_layer = self.explorer.attention_maps(generated, evaluation, queries)
         if layer not in maps_by_layer or head not in self.heads(generated.choice.model, layer):
-            raise ValueError(
+            raise UserError(
                 f"the model of this image has no {layer}, {head}; sample an image with the model "
                 "chosen above"
             )
@@ -221,7 +222,7 @@ class Callbacks:
     def download(self, generated: GeneratedImage | None, layer: str, *pixels: int | None) -> Any:
         """Write a figure and the numbers of both queries, and offer the files for download."""
         if generated is None or any(value is None for value in pixels):
-            raise ValueError("sample an image first, and choose two pixels of it")
+            raise UserError("sample an image first, and choose two pixels of it")
         queries: list[Pixel] = [(pixels[0], pixels[1]), (pixels[2], pixels[3])]  # type: ignore[list-item]
         trajectory = self.explorer.record(generated, queries)
         folder = Path(tempfile.mkdtemp(dir=self.folder))

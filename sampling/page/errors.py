@@ -7,16 +7,18 @@ from typing import Any
 
 import gradio as gr
 
+from ddpm_sa.errors import UserError
+
 
 def report_errors(callback: Callable) -> Callable:
-    """Wrap a callback so that its ValueErrors are shown on the page."""
+    """Wrap a callback so that its UserErrors are shown on the page."""
     if inspect.isgeneratorfunction(callback):
 
         @functools.wraps(callback)
         def steps(*inputs: Any) -> Iterator[Any]:
             try:
                 yield from callback(*inputs)
-            except ValueError as error:
+            except UserError as error:
                 raise gr.Error(str(error), print_exception=False) from error
 
         return steps
@@ -25,7 +27,7 @@ def report_errors(callback: Callable) -> Callable:
     def once(*inputs: Any) -> Any:
         try:
             return callback(*inputs)
-        except ValueError as error:
+        except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     return once

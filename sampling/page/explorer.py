@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ddpm_sa import Pipeline, ablate_attention, record_attention
+from ddpm_sa.errors import UserError
 from ddpm_sa.interpret.ablation import Replacement
 from ddpm_sa.interpret.measures import distance, entropy, local_share, overlap
 from ddpm_sa.samplers.denoise import Step
@@ -86,14 +87,14 @@ class Explorer:
             ValueError: If the model is unknown, or cannot sample this way.
         """
         if choice.model not in self.pipelines:
-            raise ValueError(f"the model must be one of {', '.join(self.pipelines)}")
+            raise UserError(f"the model must be one of {', '.join(self.pipelines)}")
         if not 1 <= choice.spec.steps <= self.max_steps(choice.model):
-            raise ValueError(
+            raise UserError(
                 f"steps={choice.spec.steps} must lie between 1 and "
                 f"{self.max_steps(choice.model)} on this page"
             )
         if choice.spec.seed < 0 or choice.spec.index < 0:
-            raise ValueError("the seed must be 0 or greater")
+            raise UserError("the seed must be 0 or greater")
         pipeline = self.pipelines[choice.model]
         choice.spec.count_evaluations(pipeline)
         steps = choice.spec.denoise(pipeline)

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ddpm_sa import Pipeline
+from ddpm_sa.errors import UserError
 from ddpm_sa.samplers.schedulers import SCHEDULERS
 from sampling.page.callbacks import FIRST, REPLACEMENTS, SECOND, VIEWS, Callbacks
 from sampling.page.errors import report_errors
@@ -54,7 +55,7 @@ def serve(pipelines: Mapping[str, Pipeline], folder: str, host: str, port: int) 
             css=STYLE,
         )
     except OSError as error:
-        raise ValueError(f"cannot listen on host={host} with port={port}: {error}") from error
+        raise UserError(f"cannot listen on host={host} with port={port}: {error}") from error
     print(f"The page: {page.local_url}  (Ctrl-C ends it)", flush=True)
     try:
         page.block_thread()

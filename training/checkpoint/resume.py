@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 
 from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.data.dataset import Images
+from ddpm_sa.errors import UserError
 from training.checkpoint.state import (
     MANIFEST,
     checkpoint_step,
@@ -87,13 +88,13 @@ def record_launch(run: Path) -> None:
 def _find_and_check(config: TrainConfig, images: Images) -> tuple[Path | None, list[str]]:
     run = Path(config.output_dir)
     if run.exists() and not run.is_dir():
-        raise ValueError(f"output_dir={run} is a file")
+        raise UserError(f"output_dir={run} is a file")
     folder, notes = _choose_checkpoint(config.resume, run)
     if folder is not None:
         state = load_state(folder)
         notes += check_same_run(state["counts"], run_identity(config, images), config.override)
         if state["step"] > config.steps:
-            raise ValueError(
+            raise UserError(
                 f"steps={config.steps}, but {folder} is already at step {state['step']}"
             )
     return folder, notes
@@ -111,16 +112,16 @@ def _choose_checkpoint(resume: str, run: Path) -> tuple[Path | None, list[str]]:
         return _newest_with_notes(run)
     if resume == "never":
         if holds_run:
-            raise ValueError(
+            raise UserError(
                 f"output_dir={run} already holds a run; add --resume auto to continue it, or "
                 "choose another output_dir"
             )
         return None, []
     folder = Path(resume)
     if damage := find_damage(folder):
-        raise ValueError(f"resume={resume} is not a valid checkpoint: {damage}")
+        raise UserError(f"resume={resume} is not a valid checkpoint: {damage}")
     if holds_run and folder.resolve().parent.parent != run.resolve():
-        raise ValueError(
+        raise UserError(
             f"output_dir={run} holds another run than that of resume={folder}; choose a new "
             "output_dir"
         )
@@ -144,7 +145,7 @@ def _check_visible_everywhere(folder: Path) -> None:
     (_, expected), *others = gather_object([(socket.gethostname(), manifest)])
     for host, other in others:
         if other != expected:
-            raise ValueError(
+            raise UserError(
                 f"{folder} is {'different' if other else 'missing'} on {host}: every machine must "
                 "see the same output_dir; share it, or copy the checkpoint there"
             )

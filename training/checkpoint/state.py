@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddpm_sa.atomic_files import flush
+from ddpm_sa.errors import UserError
 from training.distributed.fsdp import distribute_like, gather_full
 from training.ema import Averages
 
@@ -77,7 +78,7 @@ class TrainingState:
         try:
             self.network.load_state_dict(weights)
         except RuntimeError as error:
-            raise ValueError(f"{folder} does not fit the network: {error}") from error
+            raise UserError(f"{folder} does not fit the network: {error}") from error
         for name, ema in self.averages.by_name.items():
             ema.load_state_dict(load_file(folder / f"{name}.safetensors"))
         parameters = dict(self.network.named_parameters())

@@ -11,6 +11,7 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from ddpm_sa import distributed
 from ddpm_sa.distributed import Result, join, without_accelerator
+from ddpm_sa.errors import UserError
 from training.config import TrainConfig
 from training.distributed.fsdp import take_over_accelerate_fsdp
 from training.draws import Layout
@@ -32,10 +33,10 @@ def resolve_settings(config: TrainConfig) -> TrainConfig:
     device = join().device
     assert device is not None
     if config.mixed_precision == "fp16" and device.type == "cpu":
-        raise ValueError("mixed_precision=fp16 needs a GPU; use bf16 or no on a CPU")
+        raise UserError("mixed_precision=fp16 needs a GPU; use bf16 or no on a CPU")
     package = PACKAGE_OF_TRACKER.get(config.tracker)
     if package and importlib.util.find_spec(package) is None:
-        raise ValueError(
+        raise UserError(
             f"tracker={config.tracker} needs the package {package}: pip install {package}, or "
             "use tracker none (metrics.jsonl is always written)"
         )

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ddpm_sa.errors import UserError
 from ddpm_sa.models.unet import UNet
 
 
@@ -29,7 +30,7 @@ def take_over_accelerate_fsdp() -> bool:
     for name, wanted in {"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "false"}.items():
         value = os.environ.get(name, "1" if name == "FSDP_VERSION" else wanted)
         if value.lower() != wanted:
-            raise ValueError(
+            raise UserError(
                 f"accelerate's configuration sets {name.lower()}: {value}; set it to {wanted}, or "
                 "remove FSDP from it and use --sharding fsdp"
             )

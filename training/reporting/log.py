@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.diffusion.loss_by_timestep import Buckets
+from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import from_pil
 from training.config import TrainConfig
 from training.distributed.accelerator import by_process_0
@@ -66,7 +67,7 @@ class RunLog:
                 tracker.finish()
         except OSError as failure:
             if error is None:
-                raise ValueError(
+                raise UserError(
                     f"the {self.config.tracker} log is incomplete: {failure}"
                 ) from failure
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ddpm_sa.data.dataset import Images
+from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention_slots import attention_layers
 from ddpm_sa.models.unet import UNet
 from training.config import OptimConfig, TrainConfig
@@ -90,7 +91,7 @@ def attention_places(network: UNet) -> dict[str, tuple[int, int]]:
     height, width = height_and_width(network.config["sample_size"])
     try:
         layers = attention_layers(network)
-    except ValueError:  # the network has no attention
+    except UserError:  # the network has no attention
         return {}
     places = {}
     for name, layer in layers.items():
