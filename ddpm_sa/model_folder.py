@@ -42,8 +42,12 @@ def _weights(suffix: str) -> list[str]:
     return [f"{place}{name}{ending}" for place in ("unet/", "") for ending in endings]
 
 
-def local_folder(folder_or_repo: str | os.PathLike) -> Path:
+def local_folder(folder_or_repo: str | os.PathLike, weights: bool = True) -> Path:
     """Return a local folder as it is, or download a Hub repository into the cache.
+
+    Args:
+        folder_or_repo: A folder, or the name of a repository.
+        weights: Whether to download the weights too; False for the configurations alone.
 
     Raises:
         ValueError: If it is neither a local folder nor a repository.
@@ -53,6 +57,8 @@ def local_folder(folder_or_repo: str | os.PathLike) -> Path:
         return folder
     repo = str(folder_or_repo)
     try:
+        if not weights:
+            return Path(snapshot_download(repo, allow_patterns=[*CONFIGS]))
         path = Path(snapshot_download(repo, allow_patterns=[*CONFIGS, *_weights("safetensors")]))
         if not any(path.glob("unet/*.safetensors")) and not any(path.glob("*.safetensors")):
             path = Path(snapshot_download(repo, allow_patterns=[*CONFIGS, *_weights("bin")]))

@@ -26,6 +26,7 @@ FLOORS = [
     {"models.blocks"},
     {"models.config"},
     {"models.loading", "models.presets"},
+    {"models.sizing"},
     {"models.unet"},
     {"models.attention_slots"},
     {"diffusion", "samplers"},
@@ -40,7 +41,8 @@ FLOORS = [
 # The same for the programs' packages: training, then sampling.
 TRAINING = [
     {"config"},
-    {"saved_config", "draws"},
+    {"saved_config", "draws", "scheduler"},
+    {"fine_tuning"},
     {"distributed"},
     {"ema", "network", "muon"},
     {"loop"},
