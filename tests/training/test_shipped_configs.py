@@ -84,7 +84,8 @@ def test_every_size_has_a_network_with_every_config(path, size):
     height, _, width = size.partition("x")
     shape = (int(height), int(width or height))
     pixels = np.zeros((1, *shape, 3))
-    images = Images(1, ImageFormat(channels=3, size=shape), pixels.__getitem__)
+    image_format = ImageFormat(channels=3, size=shape)
+    images = Images(length=1, format=image_format, read=pixels.__getitem__)
     network = build_network(config.model, images, 0)
     assert network.config["in_channels"] == 3
 
