@@ -1,6 +1,7 @@
 """The network that follows from the size of the images, over all sizes from 8 to 512."""
 
 import inspect
+import re
 from collections import Counter
 from functools import cache
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from ddpm_sa.models.presets import preset
 from ddpm_sa.models.sizing import level_widths, norm_groups, num_levels, unet_for_size
 from ddpm_sa.models.unet import UNet
+from tests.support.pages import ROOT
 
 SIDES = range(8, 513)
 ATTENDS = "AttnDownBlock2D"
@@ -132,6 +134,17 @@ def test_sizes_that_people_have(size, padded, levels, attention) -> None:
     assert arguments["sample_size"] == padded
     assert len(arguments["block_out_channels"]) == levels == num_levels(size)
     assert [h for h, _, attends in heights(arguments) if attends] == [attention]
+
+
+def test_table_in_the_docs_is_the_rule() -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) to (\d+) \| (\d) \| (\d+) \| ([\d, ]+) \|$", page, re.M)
+    assert [int(first) for first, *_ in rows] == [8, 17, 33, 65, 129, 257]
+    for first, last, levels, multiple, channels in rows:
+        for side in range(int(first), int(last) + 1):
+            assert num_levels((side, 600)) == int(levels)
+        assert 2 ** (int(levels) - 1) == int(multiple)
+        assert level_widths(int(levels)) == tuple(map(int, channels.split(", ")))
 
 
 def test_widths_are_multiples_of_the_first_and_groups_hold_four_channels_or_more() -> None:

@@ -138,7 +138,10 @@ def test_help_explains_every_field(capsys):
         (["--batch_size", "0"], "batch_size=0 must be 1 or more"),
         (["--keep_every", "0"], "keep_every=0 must be 1 or more"),
         (["--schedule.kind", "saved"], "schedule.kind=saved needs model.init_from"),
-        (["--model.width", "8"], "model.width=8 is for model.preset=auto.* preset=cifar10"),
+        (
+            ["--model.width", "8"],
+            "model.width=8 is for model.preset=auto.* model.preset=cifar10 are",
+        ),
         (["--model.init_override", "[optim.lr]"], "optim.lr cannot be replaced; known are"),
         (["--model.init_override", "[schedule.kind]"], "no effect without model.init_from"),
         (["--on_nonfinite", "ignore"], "on_nonfinite"),

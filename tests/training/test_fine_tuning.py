@@ -12,6 +12,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from ddpm_sa.cli import given_flags, parse
 from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.model_folder import load_scheduler
+from tests.support.pages import commands_of, split_command
 from tests.support.runs import (
     NETWORK,
     ROOT,
@@ -117,6 +118,28 @@ def test_loss_stays_at_the_level_of_the_network(tmp_path):
     confused = metrics(tmp_path / "forced")[-1]["loss"]
     assert 0.6 * before < after < 1.5 * before
     assert confused > 2 * after
+
+
+COMMANDS = [
+    words
+    for name, words in map(split_command, commands_of(ROOT / "docs" / "training.md"))
+    if name == "training/train.py" and "--model.init_from" in words
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=["as it was trained", "another objective"])
+def test_commands_of_the_page_fine_tune(words, pictures, tmp_path):
+    run, model = tmp_path / "run", save(tmp_path / "model", SCHEDULERS["cosine v"])
+    flags = dict(zip(words[::2], words[1::2], strict=True))
+    flags |= {"--model.init_from": str(model), "--data.source": str(pictures)}
+    flags |= {"--data.size": "8", "--output_dir": str(run), "--steps": "2", "--batch_size": "2"}
+    flags |= {"--tracker": "none", "--num_samples": "2", "--sample_steps": "2"}
+    run_here([word for flag in flags.items() for word in flag])
+    kept = DDPMScheduler.from_pretrained(run / "model" / "scheduler")
+    assert kept.config["prediction_type"] == flags.get(
+        "--objective.prediction_type", "v_prediction"
+    )
+    assert kept.config["beta_schedule"] == "squaredcos_cap_v2"
 
 
 def test_settings_of_a_file_give_way_and_the_report_says_so(tmp_path):
