@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from ddpm_sa.errors import require
+from ddpm_sa.errors import UserError, require
 from training.config import OF_SAVED_MODEL, TrainConfig
 from training.scheduler import kind_of, predicts_variance, saved_scheduler
 
@@ -41,6 +41,10 @@ def follow_saved_model(
         "has a network of its own; leave one of them out",
     )
     saved = saved_scheduler(model)
+    require(
+        saved is not None or config.schedule.kind != "saved",
+        f"schedule.kind=saved, but model.init_from={model} has no scheduler; give another kind",
+    )
     theirs = _settings_of(model, saved)
     ours = {name: _setting(config, name) for name in theirs}
     different = [name for name in theirs if ours[name] not in (theirs[name], "saved")]
@@ -51,7 +55,7 @@ def follow_saved_model(
     kept = [name for name in different if name in allowed]
     replaced = [name for name in different if name not in allowed]
     if contradicting := [name for name in replaced if name in flags]:
-        require(False, _refusal(model, contradicting, ours, theirs))
+        raise UserError(_refusal(model, contradicting, ours, theirs))
 
     values = {name: value for name, value in theirs.items() if name not in kept}
     config = replace(
@@ -63,7 +67,7 @@ def follow_saved_model(
     notes = [_summary(config, saved)]
     if replaced:
         changes = _list_changes(replaced, theirs, ours, "not")
-        notes.append(f"from it     {changes}, as the other settings say")
+        notes.append(f"as it was   {changes}")
     if kept:
         notes.append(f"override    {_list_changes(kept, ours, theirs, 'it was trained with')}")
     return config, notes
@@ -101,16 +105,17 @@ def _refusal(model: str, names: list[str], ours: dict[str, Any], theirs: dict[st
 
 
 def _summary(config: TrainConfig, saved: dict[str, Any] | None) -> str:
-    model, objective, schedule = config.model.init_from, config.objective, config.schedule
+    kind = config.schedule.kind
+    if saved is not None and kind == "saved":
+        kind = "trained_betas" if "trained_betas" in saved else saved["beta_schedule"]
+        kind += " rescaled to zero SNR" if saved.get("rescale_betas_zero_snr") else ""
     words = (
-        f"{objective.prediction_type}, {schedule.kind} schedule of {schedule.num_timesteps} steps"
+        f"{config.objective.prediction_type}, {kind} schedule of "
+        f"{config.schedule.num_timesteps} timesteps"
     )
     if saved is None:
-        return f"fine-tuning {model}, which has no scheduler: {words}, as the settings say"
-    if schedule.kind == "saved":
-        own = "trained_betas" if "trained_betas" in saved else saved["beta_schedule"]
-        words = words.replace("saved", f"saved ({own})")
-    return f"fine-tuning {model}: {words}"
+        words = f"it has no scheduler, so as the settings say: {words}"
+    return f"fine-tuning {config.model.init_from}: {words}"
 
 
 def _list_changes(names: list[str], now: dict[str, Any], other: dict[str, Any], words: str) -> str:

@@ -140,7 +140,7 @@ def test_help_explains_every_field(capsys):
         (["--schedule.kind", "saved"], "schedule.kind=saved needs model.init_from"),
         (
             ["--model.width", "8"],
-            "model.width=8 is for model.preset=auto.* model.preset=cifar10 are",
+            "model.width=8 is for model.preset=auto; .*preset=cifar10",
         ),
         (["--model.init_override", "[optim.lr]"], "optim.lr cannot be replaced; known are"),
         (["--model.init_override", "[schedule.kind]"], "no effect without model.init_from"),

@@ -145,7 +145,7 @@ def test_commands_of_the_page_fine_tune(words, pictures, tmp_path):
 def test_settings_of_a_file_give_way_and_the_report_says_so(tmp_path):
     config, said = resolve(save(tmp_path / "model", DDPMScheduler()))
     assert (config.objective.prediction_type, config.schedule.kind) == ("epsilon", "linear")
-    assert "epsilon, linear schedule of 1000 steps" in said
+    assert "epsilon, linear schedule of 1000 timesteps" in said
     assert "objective.prediction_type=epsilon (not v_prediction)" in said
     assert "schedule.kind=linear (not cosine)" in said
     _, said = resolve(save(tmp_path / "v", SCHEDULERS["cosine v"]))
@@ -221,10 +221,12 @@ def test_betas_of_its_own_are_not_changed_in_part(tmp_path):
 
 def test_network_alone_is_trained_with_the_schedule_of_the_settings(tmp_path):
     config, said = resolve(save(tmp_path / "unet"))
-    assert "which has no scheduler: v_prediction, cosine schedule of 1000 steps" in said
+    assert "no scheduler, so as the settings say: v_prediction, cosine schedule of 1000" in said
     scheduler = make_scheduler(config)
     assert scheduler.config["beta_schedule"] == "squaredcos_cap_v2"
     assert scheduler.config["prediction_type"] == "v_prediction"
+    with pytest.raises(ValueError, match=r"schedule\.kind=saved, but .* has no scheduler"):
+        resolve(tmp_path / "unet", "--schedule.kind", "saved")
 
 
 @pytest.mark.parametrize(
