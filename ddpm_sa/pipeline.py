@@ -63,6 +63,11 @@ class Pipeline(PipelineFiles):
         self.register_modules(unet=unet, scheduler=scheduler)
         self.image_format = image_format or ImageFormat.from_unet(unet)
         check_channels(unet, scheduler, self.image_format.channels)
+        labels, classes = self.image_format.labels, unet.config.num_class_embeds
+        if labels is not None and classes is not None and len(labels) > classes:
+            raise UserError(
+                f"image_format has {len(labels)} labels, and the network num_class_embeds={classes}"
+            )
 
     def __call__(
         self,

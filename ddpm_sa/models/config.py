@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import UserError, require
+from ddpm_sa.json_files import Range, shown
 from ddpm_sa.models.attention import ATTENTION_KINDS
 from ddpm_sa.models.blocks import Resampling
 from ddpm_sa.models.resnet import ACTIVATIONS
@@ -42,7 +43,31 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "act_fn": tuple(ACTIVATIONS),
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "class_embed_type": (None, "timestep", "identity"),
+    "center_input_sample": (True, False),
+    "flip_sin_to_cos": (True, False),
+    "add_attention": (True, False),
 }
+# The numbers among the arguments. The upper limits are beyond any network that can be trained; a
+# larger value in a file of weights is a mistake, or meant to fill the memory.
+_COUNT = Range(low=1, high=2**16, whole=True)
+_COUNT_OR_NULL = Range(low=1, high=2**16, whole=True, optional=True)
+RANGES = {
+    "in_channels": _COUNT,
+    "out_channels": _COUNT,
+    "layers_per_block": Range(low=1, high=100, whole=True),
+    "norm_num_groups": _COUNT,
+    "attn_norm_num_groups": _COUNT_OR_NULL,
+    "attention_head_dim": _COUNT_OR_NULL,
+    "num_attention_heads": _COUNT_OR_NULL,
+    "time_embedding_dim": _COUNT_OR_NULL,
+    "num_class_embeds": Range(low=1, high=10**7, whole=True, optional=True),
+    "num_train_timesteps": Range(low=1, high=10**6, whole=True, optional=True),
+    "freq_shift": Range(),
+    "mid_block_scale_factor": Range(low=0, high=1e6, inside=True),
+    "dropout": Range(low=0, high=1),
+    "norm_eps": Range(low=0, high=1),
+}
+MOST_LEVELS = 16
 
 
 def block_type(name: str, known: Mapping[str, BlockType]) -> BlockType:
@@ -51,7 +76,7 @@ def block_type(name: str, known: Mapping[str, BlockType]) -> BlockType:
     Raises:
         ValueError: If the name is not known.
     """
-    bare = name.removeprefix("UNetRes")
+    bare = str(name).removeprefix("UNetRes")
     if bare not in known:
         raise UserError(f"block type {name!r} is not built here; known are {', '.join(known)}")
     return known[bare]
@@ -70,7 +95,10 @@ def check_config(config: Mapping[str, Any]) -> None:
     for name, values in {**CHOICES, "attention_kind": tuple(ATTENTION_KINDS)}.items():
         if config[name] not in values:
             known = ", ".join(map(repr, values))
-            raise UserError(f"{name}={config[name]!r} is not built here; known are {known}")
+            raise UserError(f"{name}={shown(config[name])} is not built here; known are {known}")
+    for name, numbers in RANGES.items():
+        numbers.check(name, config[name])
+    _check_sample_size(config["sample_size"])
     _check_levels(config)
     _check_groups(config)
     _check_attention(config)
@@ -90,8 +118,27 @@ def not_in_diffusers(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _check_sample_size(size: Any) -> None:
+    sides = size if isinstance(size, tuple | list) and len(size) == 2 else [size]
+    require(
+        size is None or all(map(_COUNT.holds, sides)),
+        f"sample_size={shown(size)} must be {_COUNT}, (height, width), or null",
+    )
+
+
 def _check_levels(config: Mapping[str, Any]) -> None:
     channels = config["block_out_channels"]
+    for name in ("block_out_channels", "down_block_types", "up_block_types"):
+        fits = isinstance(config[name], tuple | list) and 1 <= len(config[name]) <= MOST_LEVELS
+        require(fits, f"{name}={shown(config[name])} must be a list of 1 to {MOST_LEVELS} levels")
+    for level, count in enumerate(channels):
+        _COUNT.check(f"block_out_channels[{level}]", count)
+    # sinusoid divides by this difference.
+    if config["freq_shift"] == channels[0] // 2:
+        raise UserError(
+            f"freq_shift={config['freq_shift']} must not be half of block_out_channels[0]="
+            f"{channels[0]}"
+        )
     for name in ("down_block_types", "up_block_types"):
         if len(config[name]) != len(channels):
             raise UserError(
@@ -102,9 +149,6 @@ def _check_levels(config: Mapping[str, Any]) -> None:
         block_type(name, DOWN_BLOCKS)
     for name in config["up_block_types"]:
         block_type(name, UP_BLOCKS)
-    for name in ("in_channels", "out_channels", "layers_per_block"):
-        if config[name] < 1:
-            raise UserError(f"{name}={config[name]} must be 1 or more")
 
 
 def _check_groups(config: Mapping[str, Any]) -> None:
@@ -130,10 +174,9 @@ def _check_attention(config: Mapping[str, Any]) -> None:
     heads = config["num_attention_heads"]
     kind = config["attention_kind"]
     multi_head = ATTENTION_KINDS[kind].multi_head
-    if heads is not None and (heads < 1 or not multi_head):
+    if heads is not None and not multi_head:
         raise UserError(
-            f"num_attention_heads={heads} must be 1 or more, and null for attention_kind={kind!r}"
-            + ("" if multi_head else ", which has one")
+            f"num_attention_heads={heads} must be null for attention_kind={kind!r}, which has one"
         )
     mid = config["add_attention"] and config["mid_block_type"] is not None
     levels = {
