@@ -20,15 +20,15 @@ class HubOptions:
     Attributes:
         revision: A branch, a tag or a commit; None for the main branch.
         token: An access token, for private and gated repositories; None for the one that
-            `hf auth login` stored.
+            `hf auth login` stored, False for none.
         local_files_only: Whether to open what was downloaded before and not ask the Hub.
         cache_dir: Where downloads are kept; None for the Hub client's folder.
     """
 
     revision: str | None = None
-    token: str | None = None
+    token: str | bool | None = None
     local_files_only: bool = False
-    cache_dir: str | os.PathLike | None = None
+    cache_dir: str | Path | None = None
 
 
 def local_folder(

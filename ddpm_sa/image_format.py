@@ -141,7 +141,9 @@ class ImageFormat:
             require(name in known, f"{path} has {name}, which is not one of {', '.join(known)}")
         for name in required:
             require(name in fields, f"{path} lacks {name}")
-        tuples = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        tuples: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()
+        }
         try:
             return cls(**tuples)
         except UserError as error:

@@ -79,9 +79,9 @@ class PipelineFiles(DiffusionPipeline):
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
         revision: str | None = None,
-        token: str | None = None,
+        token: str | bool | None = None,
         local_files_only: bool = False,
-        cache_dir: str | os.PathLike | None = None,
+        cache_dir: str | Path | None = None,
     ) -> Self:
         """Open a model folder, or a repository of the Hub: ours, or any DDPMPipeline's.
 
@@ -93,7 +93,7 @@ class PipelineFiles(DiffusionPipeline):
             variant: Of the weights, such as "fp16": diffusion_pytorch_model.fp16.safetensors.
             revision: A branch, a tag or a commit of the repository; None for its main branch.
             token: An access token, for private and gated repositories; None for the one that
-                `hf auth login` stored.
+                `hf auth login` stored, False for none.
             local_files_only: Whether to open what was downloaded before and not ask the Hub.
             cache_dir: Where downloads are kept; None for the Hub client's folder.
 

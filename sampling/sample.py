@@ -37,7 +37,7 @@ class Settings(SamplerSettings, ModelSettings):
 
     Attributes:
         model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a DDPMPipeline's
-            repository on the Hugging Face Hub.
+            repository on the Hugging Face Hub, as owner/name or owner/name@revision.
         output_dir: Folder for the images 000000.png ..., grid.png and samples.json; .npy instead
             of .png for what a PNG cannot hold: floats, 16-bit colour, 2 or more than 4 channels.
         num_images: Sample the images 0 ... num_images - 1; 16 if neither this nor indices is given.

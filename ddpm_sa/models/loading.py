@@ -9,7 +9,7 @@ import inspect
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -72,9 +72,9 @@ class UNetFiles(ModelMixin, ConfigMixin):
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
         revision: str | None = None,
-        token: str | None = None,
+        token: str | bool | None = None,
         local_files_only: bool = False,
-        cache_dir: str | os.PathLike | None = None,
+        cache_dir: str | Path | None = None,
     ) -> Self:
         """Load a UNet2DModel that diffusers, or this package, has saved.
 
@@ -87,7 +87,7 @@ class UNetFiles(ModelMixin, ConfigMixin):
             variant: Of the weights, such as "fp16": diffusion_pytorch_model.fp16.safetensors.
             revision: A branch, a tag or a commit of the repository; None for its main branch.
             token: An access token, for private and gated repositories; None for the one that
-                `hf auth login` stored.
+                `hf auth login` stored, False for none.
             local_files_only: Whether to open what was downloaded before and not ask the Hub.
             cache_dir: Where downloads are kept; None for the Hub client's folder.
 
@@ -130,15 +130,24 @@ class UNetFiles(ModelMixin, ConfigMixin):
         return unet
 
     @classmethod
-    def _check_before_loading(cls, place: Path) -> None:
-        """Refuse what diffusers would allocate memory for, or end in a traceback about."""
-        path = place / "config.json"
+    def read_config(cls, path: Path) -> dict[str, Any]:
+        """Read the arguments of the network from a config.json.
+
+        Raises:
+            ValueError: If it cannot be read, or has arguments that are not known here.
+        """
         config = {key: v for key, v in read_object(path).items() if not key.startswith("_")}
         config = {key: v for key, v in config.items() if key not in _OF_EMA_MODEL}
         known = inspect.signature(cls.__init__).parameters
         unknown = [key for key in config if key not in known]
-        if unknown:
-            raise UserError(f"{path} has {', '.join(unknown)}, which UNet does not know")
+        require(not unknown, f"{path} has {', '.join(unknown)}, which UNet does not know")
+        return config
+
+    @classmethod
+    def _check_before_loading(cls, place: Path) -> None:
+        """Refuse what diffusers would allocate memory for, or end in a traceback about."""
+        path = place / "config.json"
+        config = cls.read_config(path)
         try:
             with torch.device("meta"):
                 unet = cls(**config)

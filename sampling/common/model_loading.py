@@ -56,7 +56,7 @@ def open_model(
     """Open a model folder, a run, one of its checkpoints, or a repository on the Hugging Face Hub.
 
     Args:
-        model: The folder or repository.
+        model: The folder or repository; "owner/name@revision" is another revision than main.
         weights: "ema", the averaged weights in model/; or "raw", those in model-raw/ next to it. A
             checkpoint has both.
         dtype: Precision of the network.
@@ -86,7 +86,10 @@ def _load(model: str, weights: Weights) -> Pipeline:
                 f"{raw} does not exist; training keeps raw weights if --ema.keep_raw is true"
             )
         folder = raw
-    return Pipeline.from_pretrained(folder if folder.exists() else model)
+    if folder.exists():
+        return Pipeline.from_pretrained(folder)
+    repo, _, revision = model.partition("@")
+    return Pipeline.from_pretrained(repo, revision=revision or None)
 
 
 def _load_checkpoint(folder: Path, weights: Weights) -> Pipeline:
