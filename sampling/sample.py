@@ -25,14 +25,14 @@ from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.errors import UserError
 from ddpm_sa.samplers.method import Method
 from sampling.common.device import process_device
-from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
+from sampling.common.model_loading import describe_environment, model_identity
 from sampling.common.sample_folder import GRID, prepare_folder, save_array, save_grid, save_images
 from sampling.common.sampler_settings import SamplerSettings
 from sampling.figures.animation import save_denoising_animation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(SamplerSettings, ModelSettings):
+class Settings(SamplerSettings):
     """Command-line settings of sampling/sample.py.
 
     Attributes:

@@ -23,7 +23,8 @@ class ModelSettings:
 
     Attributes:
         seed: Seed of all noise; 0 or greater.
-        weights: ema, the averaged weights; or raw, the weights in model-raw/ next to them.
+        weights: ema, the averaged weights; or raw, the weights in model-raw/ next to them. It and
+            dtype apply to the weaker model of guidance too.
         device: cpu, cuda, cuda:1, mps, ...; by default the accelerator if there is one.
         dtype: Precision of the network. bfloat16 is faster on hardware that supports it; the images
             differ in small details.
@@ -114,7 +115,7 @@ def weights_hash(pipeline: Pipeline) -> str:
     digest = hashlib.sha256()
     for name, tensor in pipeline.unet.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
