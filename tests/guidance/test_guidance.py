@@ -331,6 +331,13 @@ def test_a_weaker_model_of_other_images_is_refused(change, message):
         pipeline.guidance("auto", weaker=weaker)
 
 
+def test_a_weaker_model_goes_to_the_device_of_the_model():
+    pipeline, weaker = make(), make()
+    pipeline.unet.to("meta")
+    pipeline.guidance("auto", weaker=weaker)
+    assert {parameter.device.type for parameter in weaker.unet.parameters()} == {"meta"}
+
+
 def test_a_weaker_model_without_names_of_its_classes_is_accepted():
     pipeline, weaker = make(), make()
     weaker.image_format = dataclasses.replace(weaker.image_format, labels=None)
