@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -26,7 +26,7 @@ class HubOptions:
     """
 
     revision: str | None = None
-    token: str | bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
     local_files_only: bool = False
     cache_dir: str | Path | None = None
 
@@ -70,8 +70,10 @@ def local_folder(
 
     try:
         path = download("safetensors")
+        if any(any(path.glob(name)) for name in _weights(places, "safetensors", variant)):
+            return path
         # Old repositories have no other weights than pickles; they are read as tensors alone.
-        return path if any(path.rglob("*.safetensors")) else download("bin")
+        return download("bin")
     except RevisionNotFoundError as error:
         raise UserError(f"{folder_or_repo} has no revision {options.revision!r}") from error
     except (OSError, ValueError) as error:

@@ -93,6 +93,10 @@ def test_only_the_weights_that_are_loaded_are_fetched(tmp_path):
             },
         ),
         "me/bin": (configs | {f"unet/{name}.bin"}, {f"unet/{name}.fp16.bin"}),
+        "me/mixed": (
+            configs | {f"unet/{name}.fp16.safetensors", f"unet/{name}.bin"},
+            {f"unet/{name}.fp16.bin"},
+        ),
         "me/shards": (configs | shards, {f"unet/{name}-00001-of-00002.bin"}),
         "me/root": ({"config.json", f"{name}.safetensors"}, {f"{name}.bin"}),
     }
@@ -100,6 +104,7 @@ def test_only_the_weights_that_are_loaded_are_fetched(tmp_path):
 import json
 from ddpm_sa.model_folder import local_folder
 fetched = {{}}
+local_folder("me/mixed", "fp16")  # what lies in the cache of another variant is not it
 for repo in {list(fetched_and_left)!r}:
     folder = local_folder(repo)
     files = (path for path in folder.rglob("*") if path.is_file())
