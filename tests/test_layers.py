@@ -16,6 +16,7 @@ FLOORS = [
     {"errors"},
     {"json_files", "hub"},
     {"randomness", "image_format", "atomic_files", "cli", "distributed", "condition"},
+    {"models.layers", "models.resampling"},
     {
         "models.attention",
         "models.embedding",
@@ -25,6 +26,7 @@ FLOORS = [
         "data",
     },
     {"models.blocks"},
+    {"models.skip_blocks", "models.k_blocks"},
     {"models.config"},
     {"models.loading", "models.presets"},
     {"models.unet"},

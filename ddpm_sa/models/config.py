@@ -2,40 +2,57 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ddpm_sa.errors import UserError, require
 from ddpm_sa.json_files import Range, shown
 from ddpm_sa.models.attention import ATTENTION_KINDS
-from ddpm_sa.models.blocks import Resampling
+from ddpm_sa.models.blocks import (
+    AttnDownBlock2D,
+    AttnUpBlock2D,
+    Block,
+    DownBlock2D,
+    ResnetDownsampleBlock2D,
+    ResnetUpsampleBlock2D,
+    UpBlock2D,
+)
+from ddpm_sa.models.k_blocks import KDownBlock2D, KUpBlock2D
 from ddpm_sa.models.resnet import ACTIVATIONS
+from ddpm_sa.models.skip_blocks import (
+    IMAGE_CHANNELS,
+    AttnSkipDownBlock2D,
+    AttnSkipUpBlock2D,
+    SkipDownBlock2D,
+    SkipUpBlock2D,
+)
 
-
-class BlockType(NamedTuple):
-    """What the name of a block type stands for.
-
-    Attributes:
-        attention: Whether an attention block follows each residual block.
-        resample: How the level ends; None leaves it to downsample_type or upsample_type.
-    """
-
-    attention: bool
-    resample: Resampling | None
-
-
-DOWN_BLOCKS = {
-    "DownBlock2D": BlockType(attention=False, resample="conv"),
-    "AttnDownBlock2D": BlockType(attention=True, resample=None),
-    "ResnetDownsampleBlock2D": BlockType(attention=False, resample="resnet"),
+# All block types with which UNet2DModel makes a network that can be evaluated. Its constructor
+# takes DownEncoderBlock2D, UpDecoderBlock2D and their kin too, and its forward then fails.
+DOWN_BLOCKS: dict[str, type[Block]] = {
+    block.__name__: block
+    for block in (
+        DownBlock2D,
+        AttnDownBlock2D,
+        ResnetDownsampleBlock2D,
+        SkipDownBlock2D,
+        AttnSkipDownBlock2D,
+        KDownBlock2D,
+    )
 }
-UP_BLOCKS = {
-    "UpBlock2D": BlockType(attention=False, resample="conv"),
-    "AttnUpBlock2D": BlockType(attention=True, resample=None),
-    "ResnetUpsampleBlock2D": BlockType(attention=False, resample="resnet"),
+UP_BLOCKS: dict[str, type[Block]] = {
+    block.__name__: block
+    for block in (
+        UpBlock2D,
+        AttnUpBlock2D,
+        ResnetUpsampleBlock2D,
+        SkipUpBlock2D,
+        AttnSkipUpBlock2D,
+        KUpBlock2D,
+    )
 }
 # Every other argument with a fixed set of values, and those that are supported.
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "time_embedding_type": ("positional",),
+    "time_embedding_type": ("positional", "fourier", "learned"),
     "mid_block_type": ("UNetMidBlock2D", None),
     "downsample_type": ("conv", "resnet"),
     "upsample_type": ("conv", "resnet"),
@@ -55,7 +72,7 @@ RANGES = {
     "in_channels": _COUNT,
     "out_channels": _COUNT,
     "layers_per_block": Range(low=1, high=100, whole=True),
-    "norm_num_groups": _COUNT,
+    "norm_num_groups": _COUNT_OR_NULL,
     "attn_norm_num_groups": _COUNT_OR_NULL,
     "attention_head_dim": _COUNT_OR_NULL,
     "num_attention_heads": _COUNT_OR_NULL,
@@ -70,16 +87,21 @@ RANGES = {
 MOST_LEVELS = 16
 
 
-def block_type(name: str, known: Mapping[str, BlockType]) -> BlockType:
+def block_type(name: str, known: Mapping[str, type[Block]]) -> type[Block]:
     """Look a name up; "UNetRes" before it, as in old repos, means nothing.
 
     Raises:
-        ValueError: If the name is not known.
+        UserError: If the name is not known.
     """
     bare = str(name).removeprefix("UNetRes")
     if bare not in known:
         raise UserError(f"block type {name!r} is not built here; known are {', '.join(known)}")
     return known[bare]
+
+
+def default_groups(channels: int) -> int:
+    """Groups of a GroupNorm where norm_num_groups is None, as in diffusers."""
+    return min(channels // 4, 32)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -89,7 +111,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         config: All arguments of `UNet` by name.
 
     Raises:
-        ValueError: One line that names the argument, its value, the rule and a way out.
+        UserError: One line that names the argument, its value, the rule and a way out.
     """
     # Looked up at every call: a kind of attention may be added to the registry at any time.
     for name, values in {**CHOICES, "attention_kind": tuple(ATTENTION_KINDS)}.items():
@@ -99,7 +121,13 @@ def check_config(config: Mapping[str, Any]) -> None:
     for name, numbers in RANGES.items():
         numbers.check(name, config[name])
     _check_sample_size(config["sample_size"])
+    require(
+        config["time_embedding_type"] != "learned" or config["num_train_timesteps"] is not None,
+        "time_embedding_type='learned' has one embedding for each timestep: num_train_timesteps="
+        "None must say how many",
+    )
     _check_levels(config)
+    _check_flow(config)
     _check_groups(config)
     _check_attention(config)
 
@@ -126,6 +154,13 @@ def _check_sample_size(size: Any) -> None:
     )
 
 
+def _blocks(config: Mapping[str, Any]) -> tuple[list[type[Block]], list[type[Block]]]:
+    """The block types, both from the highest level to the lowest."""
+    down = [block_type(name, DOWN_BLOCKS) for name in config["down_block_types"]]
+    up = [block_type(name, UP_BLOCKS) for name in config["up_block_types"]]
+    return down, up[::-1]
+
+
 def _check_levels(config: Mapping[str, Any]) -> None:
     channels = config["block_out_channels"]
     for name in ("block_out_channels", "down_block_types", "up_block_types"):
@@ -145,15 +180,81 @@ def _check_levels(config: Mapping[str, Any]) -> None:
                 f"{name} names {len(config[name])} levels and block_out_channels={tuple(channels)} "
                 f"{len(channels)}; give one block type for each level"
             )
-    for name in config["down_block_types"]:
-        block_type(name, DOWN_BLOCKS)
-    for name in config["up_block_types"]:
-        block_type(name, UP_BLOCKS)
+
+
+def _check_flow(config: Mapping[str, Any]) -> None:
+    """Follow channels and levels through the network, as UNet2DModel's forward does.
+
+    Block types of the three families mix only where skips and images meet their like.
+    """
+    down, up = _blocks(config)
+    channels, layers = list(config["block_out_channels"]), config["layers_per_block"]
+    lowest = len(channels) - 1
+    skips = [(channels[0], 0)]  # channels and level of each
+    for level, block in enumerate(down):
+        skips += [(channels[level], level)] * layers
+        if level < lowest and block is not KDownBlock2D:
+            skips.append((channels[level], level + 1))
+    width, image_level = channels[lowest], None
+    for level in range(lowest, -1, -1):
+        block, above = up[level], channels[max(level - 1, 0)]
+        count = layers if block is KUpBlock2D else layers + 1
+        taken, skips = skips[-count:], skips[:-count]
+        if block is KUpBlock2D:
+            expected, taken, comes, goes = [channels[level]], taken[-1:], channels[level], above
+        else:
+            expected, comes = [above] + [channels[level]] * layers, width
+            goes = channels[level]
+        if taken != [(width_of_skip, level) for width_of_skip in expected] or comes != width:
+            raise UserError(
+                f"{block.__name__} at level {level} does not fit the blocks below and beside it: "
+                f"down_block_types={tuple(config['down_block_types'])}, "
+                f"up_block_types={tuple(config['up_block_types'])}; K blocks go with K blocks"
+            )
+        width = goes
+        if issubclass(block, SkipUpBlock2D) and (image_level is not None or level > 0):
+            image_level = level
+    if image_level:
+        raise UserError(
+            f"the image of SkipUpBlock2D ends at level {image_level} of up_block_types="
+            f"{tuple(config['up_block_types'])}; the block types after it must be skip blocks too"
+        )
+    carries = {
+        "in_channels": any(issubclass(block, SkipDownBlock2D) for block in down[:-1]),
+        "out_channels": image_level is not None,
+    }
+    for name, carried in carries.items():
+        require(
+            not carried or config[name] == IMAGE_CHANNELS,
+            f"{name}={config[name]} must be {IMAGE_CHANNELS} for skip blocks, which carry an image "
+            f"of {IMAGE_CHANNELS} channels",
+        )
 
 
 def _check_groups(config: Mapping[str, Any]) -> None:
     groups, channels = config["norm_num_groups"], config["block_out_channels"]
-    for level, count in enumerate(channels):
+    plain = (DownBlock2D, UpBlock2D)
+    levels = [
+        level
+        for level, blocks in enumerate(zip(*_blocks(config), strict=True))
+        if any(issubclass(block, plain) for block in blocks)
+    ]
+    if groups is None:
+        require(
+            not levels,
+            "norm_num_groups=None needs block types that have groups of their own, such as "
+            "SkipDownBlock2D and SkipUpBlock2D; give a number",
+        )
+        groups_of_level = {0: default_groups(channels[0])}
+        if config["mid_block_type"] is not None:
+            groups_of_level[len(channels) - 1] = default_groups(channels[-1])
+    else:
+        # The middle and the last convolution have the groups of plain blocks.
+        last = set() if config["mid_block_type"] is None else {len(channels) - 1}
+        groups_of_level = dict.fromkeys(sorted({0, *levels, *last}), groups)
+    for level, groups in groups_of_level.items():
+        count = channels[level]
+        require(groups >= 1, f"block_out_channels[{level}]={count} must be 4 or more")
         if count % groups:
             below, above = count // groups * groups, (count // groups + 1) * groups
             raise UserError(
@@ -181,10 +282,8 @@ def _check_attention(config: Mapping[str, Any]) -> None:
     mid = config["add_attention"] and config["mid_block_type"] is not None
     levels = {
         level
-        for level, (down, up) in enumerate(
-            zip(config["down_block_types"], reversed(config["up_block_types"]), strict=True)
-        )
-        if block_type(down, DOWN_BLOCKS).attention or block_type(up, UP_BLOCKS).attention
+        for level, blocks in enumerate(zip(*_blocks(config), strict=True))
+        if any(block.attends for block in blocks)
     } | ({len(channels) - 1} if mid else set())
     for level in sorted(levels):
         if heads is not None:
@@ -194,9 +293,9 @@ def _check_attention(config: Mapping[str, Any]) -> None:
                     f"{channels[level]}; use {math.gcd(channels[level], heads)}"
                 )
             continue
-        if multi_head and head_dim and channels[level] % head_dim:
+        if multi_head and head_dim and channels[level] < head_dim:
             raise UserError(
-                f"attention_head_dim={head_dim} does not divide block_out_channels[{level}]="
-                f"{channels[level]}; use {math.gcd(channels[level], head_dim)}, "
-                "or null for a single head"
+                f"attention_head_dim={head_dim} leaves block_out_channels[{level}]="
+                f"{channels[level]} without a head; use {channels[level]} or less, or null for a "
+                "single head"
             )

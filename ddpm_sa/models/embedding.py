@@ -29,6 +29,29 @@ def sinusoid(t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -
     return F.pad(table, (0, dim % 2))
 
 
+class FourierProjection(nn.Module):
+    """[sin(2π f log t) | cos(2π f log t)] with fixed random frequencies f.
+
+    Tancik et al. 2020, as NCSN++ uses it for noise levels (Song et al. 2021, appendix H); the
+    operations and their order are diffusers'.
+
+    Args:
+        num_frequencies: Half the width of the result.
+        scale: Standard deviation of the frequencies.
+    """
+
+    def __init__(self, num_frequencies: int, scale: float = 16.0) -> None:
+        super().__init__()
+        torch.randn(num_frequencies)  # diffusers draws twice: the weights of a seed are its own
+        frequencies = torch.randn(num_frequencies) * scale
+        self.weight = nn.Parameter(frequencies, requires_grad=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t: noise levels, (B,), above 0 -> (B, 2 * num_frequencies)."""
+        angles = torch.log(t)[:, None] * self.weight[None, :] * 2 * math.pi
+        return torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
+
+
 class TimestepEmbedding(nn.Module):
     """Two linear layers around a SiLU: (B, in_channels) -> (B, out_channels)."""
 

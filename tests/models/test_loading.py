@@ -187,8 +187,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"config\.json has encoder_hid_dim, which UNet does not know",
     ),
     "unknown block": (
-        lambda folder: edit_config(folder, down_block_types=["DownBlock2D", "SkipDownBlock2D"]),
-        r"'SkipDownBlock2D' is not built here; known are DownBlock2D",
+        lambda folder: edit_config(folder, down_block_types=["DownBlock2D", "DownEncoderBlock2D"]),
+        r"'DownEncoderBlock2D' is not built here; known are DownBlock2D",
     ),
     "empty folder": (
         lambda folder: (shutil.rmtree(folder), folder.mkdir()),
