@@ -195,6 +195,12 @@ def _check_flow(config: Mapping[str, Any]) -> None:
         skips += [(channels[level], level)] * layers
         if level < lowest and block is not KDownBlock2D:
             skips.append((channels[level], level + 1))
+    skip_levels = [level for level in range(lowest) if issubclass(down[level], SkipDownBlock2D)]
+    require(
+        skip_levels == list(range(len(skip_levels))),
+        f"down_block_types={tuple(config['down_block_types'])}: only skip blocks halve the image, "
+        "so the block types before one must be skip blocks too",
+    )
     width, image_level = channels[lowest], None
     for level in range(lowest, -1, -1):
         block, above = up[level], channels[max(level - 1, 0)]
@@ -220,7 +226,7 @@ def _check_flow(config: Mapping[str, Any]) -> None:
             f"{tuple(config['up_block_types'])}; the block types after it must be skip blocks too"
         )
     carries = {
-        "in_channels": any(issubclass(block, SkipDownBlock2D) for block in down[:-1]),
+        "in_channels": bool(skip_levels),
         "out_channels": image_level is not None,
     }
     for name, carried in carries.items():

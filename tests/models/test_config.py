@@ -62,6 +62,14 @@ def test_arguments_and_defaults_are_diffusers_and_more() -> None:
             r"image of SkipUpBlock2D ends at level 1 .*must be skip blocks too",
         ),
         (
+            {
+                "block_out_channels": (8, 8, 8),
+                "down_block_types": ("DownBlock2D", "SkipDownBlock2D", "DownBlock2D"),
+                "up_block_types": ("UpBlock2D",) * 3,
+            },
+            r"only skip blocks halve the image, so the block types before one must be skip blocks",
+        ),
+        (
             {"down_block_types": ("KDownBlock2D", "DownBlock2D"), "block_out_channels": (32, 32)},
             r"AttnUpBlock2D at level 1 does not fit .*K blocks go with K blocks",
         ),
