@@ -27,6 +27,7 @@ FLOORS = [
     },
     {"models.blocks"},
     {"models.skip_blocks", "models.k_blocks"},
+    {"models.block_types"},
     {"models.config"},
     {"models.loading", "models.presets"},
     {"models.unet"},

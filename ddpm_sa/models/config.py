@@ -7,49 +7,10 @@ from typing import Any
 from ddpm_sa.errors import UserError, require
 from ddpm_sa.json_files import Range, shown
 from ddpm_sa.models.attention import ATTENTION_KINDS
-from ddpm_sa.models.blocks import (
-    AttnDownBlock2D,
-    AttnUpBlock2D,
-    Block,
-    DownBlock2D,
-    ResnetDownsampleBlock2D,
-    ResnetUpsampleBlock2D,
-    UpBlock2D,
-)
-from ddpm_sa.models.k_blocks import KDownBlock2D, KUpBlock2D
+from ddpm_sa.models.block_types import blocks_by_level, check_flow
+from ddpm_sa.models.blocks import DownBlock2D, UpBlock2D
 from ddpm_sa.models.resnet import ACTIVATIONS
-from ddpm_sa.models.skip_blocks import (
-    IMAGE_CHANNELS,
-    AttnSkipDownBlock2D,
-    AttnSkipUpBlock2D,
-    SkipDownBlock2D,
-    SkipUpBlock2D,
-)
 
-# All block types with which UNet2DModel makes a network that can be evaluated. Its constructor
-# takes DownEncoderBlock2D, UpDecoderBlock2D and their kin too, and its forward then fails.
-DOWN_BLOCKS: dict[str, type[Block]] = {
-    block.__name__: block
-    for block in (
-        DownBlock2D,
-        AttnDownBlock2D,
-        ResnetDownsampleBlock2D,
-        SkipDownBlock2D,
-        AttnSkipDownBlock2D,
-        KDownBlock2D,
-    )
-}
-UP_BLOCKS: dict[str, type[Block]] = {
-    block.__name__: block
-    for block in (
-        UpBlock2D,
-        AttnUpBlock2D,
-        ResnetUpsampleBlock2D,
-        SkipUpBlock2D,
-        AttnSkipUpBlock2D,
-        KUpBlock2D,
-    )
-}
 # Every other argument with a fixed set of values, and those that are supported.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "time_embedding_type": ("positional", "fourier", "learned"),
@@ -87,18 +48,6 @@ RANGES = {
 MOST_LEVELS = 16
 
 
-def block_type(name: str, known: Mapping[str, type[Block]]) -> type[Block]:
-    """Look a name up; "UNetRes" before it, as in old repos, means nothing.
-
-    Raises:
-        UserError: If the name is not known.
-    """
-    bare = str(name).removeprefix("UNetRes")
-    if bare not in known:
-        raise UserError(f"block type {name!r} is not built here; known are {', '.join(known)}")
-    return known[bare]
-
-
 def default_groups(channels: int) -> int:
     """Groups of a GroupNorm where norm_num_groups is None, as in diffusers."""
     return min(channels // 4, 32)
@@ -127,7 +76,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         "None must say how many",
     )
     _check_levels(config)
-    _check_flow(config)
+    check_flow(config)
     _check_groups(config)
     _check_attention(config)
 
@@ -154,13 +103,6 @@ def _check_sample_size(size: Any) -> None:
     )
 
 
-def _blocks(config: Mapping[str, Any]) -> tuple[list[type[Block]], list[type[Block]]]:
-    """The block types, both from the highest level to the lowest."""
-    down = [block_type(name, DOWN_BLOCKS) for name in config["down_block_types"]]
-    up = [block_type(name, UP_BLOCKS) for name in config["up_block_types"]]
-    return down, up[::-1]
-
-
 def _check_levels(config: Mapping[str, Any]) -> None:
     channels = config["block_out_channels"]
     for name in ("block_out_channels", "down_block_types", "up_block_types"):
@@ -182,67 +124,12 @@ def _check_levels(config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_flow(config: Mapping[str, Any]) -> None:
-    """Follow channels and levels through the network, as UNet2DModel's forward does.
-
-    Block types of the three families mix only where skips and images meet their like.
-    """
-    down, up = _blocks(config)
-    channels, layers = list(config["block_out_channels"]), config["layers_per_block"]
-    lowest = len(channels) - 1
-    skips = [(channels[0], 0)]  # channels and level of each
-    for level, block in enumerate(down):
-        skips += [(channels[level], level)] * layers
-        if level < lowest and block is not KDownBlock2D:
-            skips.append((channels[level], level + 1))
-    skip_levels = [level for level in range(lowest) if issubclass(down[level], SkipDownBlock2D)]
-    require(
-        skip_levels == list(range(len(skip_levels))),
-        f"down_block_types={tuple(config['down_block_types'])}: only skip blocks halve the image, "
-        "so the block types before one must be skip blocks too",
-    )
-    width, image_level = channels[lowest], None
-    for level in range(lowest, -1, -1):
-        block, above = up[level], channels[max(level - 1, 0)]
-        count = layers if block is KUpBlock2D else layers + 1
-        taken, skips = skips[-count:], skips[:-count]
-        if block is KUpBlock2D:
-            expected, taken, comes, goes = [channels[level]], taken[-1:], channels[level], above
-        else:
-            expected, comes = [above] + [channels[level]] * layers, width
-            goes = channels[level]
-        if taken != [(width_of_skip, level) for width_of_skip in expected] or comes != width:
-            raise UserError(
-                f"{block.__name__} at level {level} does not fit the blocks below and beside it: "
-                f"down_block_types={tuple(config['down_block_types'])}, "
-                f"up_block_types={tuple(config['up_block_types'])}; K blocks go with K blocks"
-            )
-        width = goes
-        if issubclass(block, SkipUpBlock2D) and (image_level is not None or level > 0):
-            image_level = level
-    if image_level:
-        raise UserError(
-            f"the image of SkipUpBlock2D ends at level {image_level} of up_block_types="
-            f"{tuple(config['up_block_types'])}; the block types after it must be skip blocks too"
-        )
-    carries = {
-        "in_channels": bool(skip_levels),
-        "out_channels": image_level is not None,
-    }
-    for name, carried in carries.items():
-        require(
-            not carried or config[name] == IMAGE_CHANNELS,
-            f"{name}={config[name]} must be {IMAGE_CHANNELS} for skip blocks, which carry an image "
-            f"of {IMAGE_CHANNELS} channels",
-        )
-
-
 def _check_groups(config: Mapping[str, Any]) -> None:
     groups, channels = config["norm_num_groups"], config["block_out_channels"]
     plain = (DownBlock2D, UpBlock2D)
     levels = [
         level
-        for level, blocks in enumerate(zip(*_blocks(config), strict=True))
+        for level, blocks in enumerate(zip(*blocks_by_level(config), strict=True))
         if any(issubclass(block, plain) for block in blocks)
     ]
     if groups is None:
@@ -288,7 +175,7 @@ def _check_attention(config: Mapping[str, Any]) -> None:
     mid = config["add_attention"] and config["mid_block_type"] is not None
     levels = {
         level
-        for level, blocks in enumerate(zip(*_blocks(config), strict=True))
+        for level, blocks in enumerate(zip(*blocks_by_level(config), strict=True))
         if any(block.attends for block in blocks)
     } | ({len(channels) - 1} if mid else set())
     for level in sorted(levels):

@@ -62,3 +62,26 @@ class TimestepEmbedding(nn.Module):
 
     def forward(self, sinusoid: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(sinusoid)))
+
+
+def time_projection(
+    kind: str, channels: int, num_timesteps: int | None
+) -> tuple[nn.Module | None, int]:
+    """The layer between a timestep and its embedding, and its width; None for the sinusoid."""
+    if kind == "fourier":
+        return FourierProjection(channels), 2 * channels
+    if kind == "learned":
+        assert num_timesteps is not None  # check_config
+        return nn.Embedding(num_timesteps, channels), channels
+    return None, channels
+
+
+def class_embedding(
+    kind: str | None, num_classes: int | None, width: int, temb_channels: int
+) -> nn.Module | None:
+    """The layer whose output is added to the time embedding; None without classes."""
+    if kind == "timestep":
+        return TimestepEmbedding(width, temb_channels)
+    if kind == "identity":
+        return nn.Identity()
+    return None if num_classes is None else nn.Embedding(num_classes, temb_channels)

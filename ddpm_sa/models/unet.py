@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention import ATTENTION_KINDS, AttentionSpec, SelfAttention
+from ddpm_sa.models.block_types import DOWN_BLOCKS, UP_BLOCKS, block_type
 from ddpm_sa.models.blocks import Resampling, UNetMidBlock2D
-from ddpm_sa.models.config import DOWN_BLOCKS, UP_BLOCKS, block_type, check_config, default_groups
-from ddpm_sa.models.embedding import FourierProjection, TimestepEmbedding, sinusoid
+from ddpm_sa.models.config import check_config, default_groups
+from ddpm_sa.models.embedding import TimestepEmbedding, class_embedding, sinusoid, time_projection
 from ddpm_sa.models.loading import UNetFiles
 from ddpm_sa.models.resnet import ACTIVATIONS, AdaResnetBlock, ResnetBlock, ResnetSpec
 from ddpm_sa.models.skip_blocks import SkipUpBlock2D
@@ -112,12 +113,12 @@ class UNet(UNetFiles):
             return ATTENTION_KINDS[attention_kind].build(channels, spec)
 
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
-        self.time_proj, width = _time_projection(
+        self.time_proj, width = time_projection(
             time_embedding_type, channels[0], num_train_timesteps
         )
         self.time_embedding = TimestepEmbedding(width, temb_channels)
         self.activation = ACTIVATIONS[act_fn]()
-        self.class_embedding = _class_embedding(
+        self.class_embedding = class_embedding(
             class_embed_type, num_class_embeds, width, temb_channels
         )
 
@@ -283,25 +284,3 @@ class UNet(UNetFiles):
             flip_sin_to_cos=self.config["flip_sin_to_cos"],
             freq_shift=self.config["freq_shift"],
         )
-
-
-def _time_projection(
-    kind: str, channels: int, num_timesteps: int | None
-) -> tuple[nn.Module | None, int]:
-    """The layer between a timestep and its embedding, and its width; None for the sinusoid."""
-    if kind == "fourier":
-        return FourierProjection(channels), 2 * channels
-    if kind == "learned":
-        assert num_timesteps is not None  # check_config
-        return nn.Embedding(num_timesteps, channels), channels
-    return None, channels
-
-
-def _class_embedding(
-    kind: str | None, num_classes: int | None, width: int, temb_channels: int
-) -> nn.Module | None:
-    if kind == "timestep":
-        return TimestepEmbedding(width, temb_channels)
-    if kind == "identity":
-        return nn.Identity()
-    return None if num_classes is None else nn.Embedding(num_classes, temb_channels)
