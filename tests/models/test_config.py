@@ -100,7 +100,7 @@ def test_arguments_and_defaults_are_diffusers_and_more() -> None:
         ),
         ({"norm_num_groups": None}, r"norm_num_groups=None needs block types .*give a number"),
         ({"norm_num_groups": 0}, r"norm_num_groups=0"),
-        ({"attention_head_dim": 0}, r"attention_head_dim=0 must be 1 or more"),
+        ({"attention_head_dim": 0}, r"attention_head_dim=0 must be a whole number from 1"),
         ({"time_embedding_type": "sine"}, r"time_embedding_type='sine'.*'positional'"),
         ({"time_embedding_type": "learned"}, r"num_train_timesteps=None must say how many"),
         (
