@@ -1,20 +1,21 @@
 """Find, read, replace and upload model folders."""
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
-from huggingface_hub import create_repo, snapshot_download, upload_folder
+from huggingface_hub import create_repo, upload_folder
 from PIL import Image
 
+from ddpm_sa import hub
 from ddpm_sa.errors import UserError
+from ddpm_sa.hub import HubOptions
 from ddpm_sa.image_format import FILE_NAME, ImageFormat
 from ddpm_sa.model_card import model_card
+from ddpm_sa.samplers.loading import read_scheduler
 
 GRID_NAME = "samples.png"
 OUR_FILES = {
@@ -30,44 +31,22 @@ NETWORK_CONFIGS = ("unet/config.json", "config.json")
 SCHEDULER_CONFIGS = ("scheduler/scheduler_config.json", "scheduler_config.json")
 
 
-# Downloaded from a Hub repository, with the weights. Other networks, formats and variants (fp16)
-# are not.
-CONFIGS = (*NETWORK_CONFIGS, *SCHEDULER_CONFIGS, "model_index.json", FILE_NAME)
-
-
-def _weights(suffix: str) -> list[str]:
-    """Patterns of the network's weights in one format, in one file or in shards."""
-    name = "diffusion_pytorch_model"
-    endings = (f".{suffix}", f"-?????-of-?????.{suffix}", f".{suffix}.index.json")
-    return [f"{place}{name}{ending}" for place in ("unet/", "") for ending in endings]
-
-
-def local_folder(folder_or_repo: str | os.PathLike, weights: bool = True) -> Path:
-    """Return a local folder as it is, or download a Hub repository into the cache.
+def local_folder(
+    folder_or_repo: str | os.PathLike,
+    variant: str | None = None,
+    options: HubOptions | None = None,
+    weights: bool = True,
+) -> Path:
+    """Return a local folder as it is, or download a Hub repository's model into the cache.
 
     Args:
-        folder_or_repo: A folder, or the name of a repository.
-        weights: Whether to download the weights too; False for the configurations alone.
+        folder_or_repo, variant, options, weights: As in `ddpm_sa.hub.local_folder`.
 
     Raises:
         ValueError: If it is neither a local folder nor a repository.
     """
-    folder = Path(folder_or_repo)
-    if folder.exists():
-        return folder
-    repo = str(folder_or_repo)
-    try:
-        if not weights:
-            return Path(snapshot_download(repo, allow_patterns=[*CONFIGS]))
-        path = Path(snapshot_download(repo, allow_patterns=[*CONFIGS, *_weights("safetensors")]))
-        if not any(path.glob("unet/*.safetensors")) and not any(path.glob("*.safetensors")):
-            path = Path(snapshot_download(repo, allow_patterns=[*CONFIGS, *_weights("bin")]))
-        return path
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder_or_repo} is not a local folder, and was not found on the Hugging Face Hub: "
-            f"{error}"
-        ) from error
+    configs = (*SCHEDULER_CONFIGS, "model_index.json", FILE_NAME)
+    return hub.local_folder(folder_or_repo, ("unet", ""), configs, variant, options, weights)
 
 
 def first_file(folder: Path, names: Sequence[str]) -> Path:
@@ -83,27 +62,12 @@ def first_file(folder: Path, names: Sequence[str]) -> Path:
 
 
 def load_scheduler(folder: Path) -> Any:
-    """Load the diffusers scheduler of a model folder.
-
-    The folder may come from anybody, so the name in it chooses among schedulers and nothing else:
-    DiffusionPipeline.from_pretrained, for one, would run Python files of the folder.
+    """Load the diffusers scheduler of a model folder; see `ddpm_sa.samplers.loading`.
 
     Raises:
-        ValueError: If there is none, or diffusers has none of that name, or lacks a package for it.
+        ValueError: If there is none, or its configuration cannot be used.
     """
-    path = first_file(folder, SCHEDULER_CONFIGS)
-    try:
-        name = json.loads(path.read_text()).get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not the configuration of a scheduler: {error}") from error
-    kind: Any = getattr(diffusers, str(name), None)
-    # Where a package is missing, diffusers has a stand-in of the same name.
-    missing = getattr(kind, "_backends", None)
-    if str(name).endswith("Scheduler") and missing:
-        raise UserError(f"{path} has _class_name={name!r}, which needs {' and '.join(missing)}")
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise UserError(f"{path} has _class_name={name!r}, which is not a scheduler of diffusers")
-    return kind.from_pretrained(path.parent)
+    return read_scheduler(first_file(folder, SCHEDULER_CONFIGS))
 
 
 @contextlib.contextmanager

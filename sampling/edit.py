@@ -30,7 +30,7 @@ from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.pipeline import Batch
 from sampling.common.device import resolve_device
 from sampling.common.image_files import read_images, read_mask
-from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
+from sampling.common.model_loading import describe_environment, model_identity
 from sampling.common.output_folder import make_output_folder
 from sampling.common.sample_folder import GRID, image_path, save_images, save_picture
 from sampling.common.sampler_settings import SamplerSettings
@@ -42,7 +42,7 @@ NEEDS_IMAGES = {"sdedit": 1, "interpolate": 2, "inpaint": 1, "reconstruct": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(SamplerSettings, ModelSettings):
+class Settings(SamplerSettings):
     """Command-line settings of sampling/edit.py.
 
     Attributes:

@@ -29,7 +29,7 @@ from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.samplers.method import Method
 from sampling.common.device import process_device
-from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
+from sampling.common.model_loading import describe_environment, model_identity
 from sampling.common.output_folder import make_output_folder, require_matplotlib
 from sampling.common.sampler_settings import SamplerSettings
 from sampling.evaluation.held_out_loss import Diagnostics, evaluate_likelihood, measure_losses
@@ -53,7 +53,7 @@ from sampling.evaluation.summary import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(SamplerSettings, ModelSettings):
+class Settings(SamplerSettings):
     """Command-line settings of sampling/evaluate.py.
 
     Attributes:

@@ -25,19 +25,19 @@ from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.errors import UserError
 from ddpm_sa.samplers.method import Method
 from sampling.common.device import process_device
-from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
+from sampling.common.model_loading import describe_environment, model_identity
 from sampling.common.sample_folder import GRID, prepare_folder, save_array, save_grid, save_images
 from sampling.common.sampler_settings import SamplerSettings
 from sampling.figures.animation import save_denoising_animation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(SamplerSettings, ModelSettings):
+class Settings(SamplerSettings):
     """Command-line settings of sampling/sample.py.
 
     Attributes:
         model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a DDPMPipeline's
-            repository on the Hugging Face Hub.
+            repository on the Hugging Face Hub, as owner/name or owner/name@revision.
         output_dir: Folder for the images 000000.png ..., grid.png and samples.json; .npy instead
             of .png for what a PNG cannot hold: floats, 16-bit colour, 2 or more than 4 channels.
         num_images: Sample the images 0 ... num_images - 1; 16 if neither this nor indices is given.

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 # imports from floors below its own, and from its own room or file's neighbours without a circle.
 FLOORS = [
     {"errors"},
+    {"json_files", "hub"},
     {"randomness", "image_format", "atomic_files", "cli", "distributed", "condition"},
+    {"models.layers", "models.resampling"},
     {
         "models.attention",
         "models.embedding",
@@ -24,9 +26,10 @@ FLOORS = [
         "data",
     },
     {"models.blocks"},
+    {"models.skip_blocks", "models.k_blocks"},
+    {"models.block_types"},
     {"models.config"},
     {"models.loading", "models.presets"},
-    {"models.sizing"},
     {"models.unet"},
     {"models.attention_slots"},
     {"diffusion", "samplers"},

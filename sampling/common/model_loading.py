@@ -23,7 +23,8 @@ class ModelSettings:
 
     Attributes:
         seed: Seed of all noise; 0 or greater.
-        weights: ema, the averaged weights; or raw, the weights in model-raw/ next to them.
+        weights: ema, the averaged weights; or raw, the weights in model-raw/ next to them. It and
+            dtype apply to the weaker model of guidance too.
         device: cpu, cuda, cuda:1, mps, ...; by default the accelerator if there is one.
         dtype: Precision of the network. bfloat16 is faster on hardware that supports it; the images
             differ in small details.
@@ -56,7 +57,7 @@ def open_model(
     """Open a model folder, a run, one of its checkpoints, or a repository on the Hugging Face Hub.
 
     Args:
-        model: The folder or repository.
+        model: The folder or repository; "owner/name@revision" is another revision than main.
         weights: "ema", the averaged weights in model/; or "raw", those in model-raw/ next to it. A
             checkpoint has both.
         dtype: Precision of the network.
@@ -86,7 +87,10 @@ def _load(model: str, weights: Weights) -> Pipeline:
                 f"{raw} does not exist; training keeps raw weights if --ema.keep_raw is true"
             )
         folder = raw
-    return Pipeline.from_pretrained(folder if folder.exists() else model)
+    if folder.exists():
+        return Pipeline.from_pretrained(folder)
+    repo, _, revision = model.partition("@")
+    return Pipeline.from_pretrained(repo, revision=revision or None)
 
 
 def _load_checkpoint(folder: Path, weights: Weights) -> Pipeline:
@@ -111,7 +115,7 @@ def weights_hash(pipeline: Pipeline) -> str:
     digest = hashlib.sha256()
     for name, tensor in pipeline.unet.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

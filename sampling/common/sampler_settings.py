@@ -1,6 +1,7 @@
 """Command-line settings of the sampler."""
 
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from ddpm_sa import Pipeline
@@ -10,7 +11,7 @@ from ddpm_sa.guidance.by_name import check_together
 from ddpm_sa.samplers.feature_cache import check_interval
 from ddpm_sa.samplers.method import Method, dry_run
 from ddpm_sa.samplers.schedulers import Option
-from sampling.common.model_loading import open_model, weights_hash
+from sampling.common.model_loading import ModelSettings, weights_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class GuidanceSettings:
             in pixels of the layer, infinite by default.
         layers: Names of the attention layers that pag, seg or sag use; by default the middle one.
         null_class: The class that means "no label", if images.json does not define it.
-        model: The weaker model for auto, such as an earlier checkpoint of the same run.
+        model: The weaker model for auto, such as an earlier checkpoint of the same run; opened
+            with the same weights (ema or raw) and dtype as the model.
     """
 
     kind: Literal["none", "cfg", "pag", "sag", "seg", "auto"] = "none"
@@ -40,8 +42,8 @@ class GuidanceSettings:
     null_class: int | None = None
     model: str | None = None
 
-    def guide(self, pipeline: Pipeline) -> Guidance | None:
-        """Build the guidance for this pipeline, or None."""
+    def guide(self, pipeline: Pipeline, weaker: Pipeline | None) -> Guidance | None:
+        """Build the guidance for this pipeline, or None; `weaker` is the opened `model`."""
         if self.kind == "none":
             if self != GuidanceSettings():
                 raise UserError("guidance settings without guidance.kind; give one, such as cfg")
@@ -54,7 +56,7 @@ class GuidanceSettings:
             sigma=self.sigma,
             layers=self.layers,
             null_class=self.null_class,
-            weaker=open_model(self.model) if self.model else None,
+            weaker=weaker,
         )
 
     def _interval(self) -> tuple[float, float] | None:
@@ -67,8 +69,8 @@ class GuidanceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerSettings:
-    """Command-line settings of the sampler.
+class SamplerSettings(ModelSettings):
+    """Command-line settings of the sampler, and of the models that it evaluates.
 
     Attributes:
         steps: Number of steps, at most the number of training timesteps.
@@ -87,6 +89,20 @@ class SamplerSettings:
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     cache_interval: int = 1
 
+    @cached_property
+    def weaker(self) -> Pipeline | None:
+        """The weaker model of guidance, with the weights and precision that the model has.
+
+        Raises:
+            ValueError: If there is no such model, or it has no such weights.
+        """
+        if self.guidance.model is None:
+            return None
+        try:
+            return self.open(self.guidance.model)
+        except UserError as error:
+            raise UserError(f"guidance.model={self.guidance.model}: {error}") from error
+
     def method(self, pipeline: Pipeline) -> Method:
         """Build the sampling method, and try it on one pixel.
 
@@ -97,7 +113,7 @@ class SamplerSettings:
             steps=self.steps,
             scheduler=self.scheduler,
             scheduler_options=self.scheduler_options,
-            guide=self.guidance.guide(pipeline),
+            guide=self.guidance.guide(pipeline, self.weaker),
             cache_interval=self.cache_interval,
         )
         check_interval(pipeline.unet, self.cache_interval)
@@ -108,9 +124,8 @@ class SamplerSettings:
     def record(self) -> dict[str, Any]:
         """The settings as samples.json records them."""
         guidance = None if self.guidance.kind == "none" else asdict(self.guidance)
-        if guidance and self.guidance.model:
-            weaker = open_model(self.guidance.model)
-            guidance["weights_sha256"] = weights_hash(weaker)
+        if guidance and self.weaker is not None:
+            guidance["weights_sha256"] = weights_hash(self.weaker)
         return {
             "scheduler": self.scheduler,
             "scheduler_options": self.scheduler_options,

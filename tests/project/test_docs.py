@@ -109,7 +109,7 @@ def flags_of(config: type) -> set[str]:
         ("sampling.md", ["sampling.sample", "training.config"]),
         ("editing.md", ["sampling.edit"]),
         ("evaluation.md", ["sampling.evaluate", "training.config"]),
-        ("converting.md", ["sampling.convert"]),
+        ("converting.md", ["sampling.convert", "sampling.sample"]),
         ("paper.md", ["sampling.paper", "training.config"]),
         ("memory.md", ["training.config", "sampling.sample"]),
     ],

@@ -11,10 +11,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
+from safetensors.torch import load_file
 
 from ddpm_sa import Pipeline, UNet
 from ddpm_sa.image_format import ImageFormat
 from sampling.common.model_loading import open_model
+from sampling.common.sampler_settings import GuidanceSettings, SamplerSettings
 from sampling.sample import main
 from tests.support.runs import environment, same_bits, torchrun
 from tests.support.workers import Workers
@@ -327,6 +329,31 @@ def test_a_checkpoint_guides_its_own_model(straight, sample, tmp_path):
     assert abs(one - other).max() > 0
 
 
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_weaker_model_has_the_weights_and_precision_asked_for(straight, weights, dtype):
+    checkpoint = straight / "checkpoints" / "step-00000001"
+    settings = SamplerSettings(
+        weights=weights, dtype=dtype, guidance=GuidanceSettings(kind="auto", model=str(checkpoint))
+    )
+    guide = settings.method(settings.open(str(straight))).guide
+    stem = {"ema": "ema", "raw": "weights"}[weights]
+    expected = load_file(checkpoint / f"{stem}.safetensors")
+    for name, weight in guide.weaker.network.state_dict().items():
+        assert weight.equal(expected[name].to(getattr(torch, dtype))), name
+    assert guide.weaker.dtype == getattr(torch, dtype)
+
+
+def test_a_weaker_model_without_the_weights_asked_for_is_named(models, straight, sample, tmp_path):
+    words = ["--model", straight, "--weights", "raw", "--num_images", 1, "--steps", 2]
+    words += ["--guidance.kind", "auto", "--guidance.model", models / "grey"]
+    code, _, error = sample(*words, "--output_dir", tmp_path / "out")
+    assert (code, error.count("\n")) == (2, 1)
+    assert f"guidance.model={models / 'grey'}: " in error
+    assert "grey-raw does not exist" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_checkpoint_that_cannot_be_opened_is_named(straight, sample, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(straight / "checkpoints", run / "checkpoints")
@@ -445,6 +472,7 @@ import resource, sys
 sys.argv = ["sample.py", "--model", {str(models / "grey")!r}, "--num_images", "{count}",
             "--steps", "1", "--batch_size", "10", "--output_dir", "{tmp_path / str(count)}"]
 from sampling.common.model_loading import open_model
+from sampling.common.sampler_settings import GuidanceSettings, SamplerSettings
 from sampling.sample import main
 from tests.support.runs import environment, same_bits, torchrun
 main()
