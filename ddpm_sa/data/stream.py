@@ -15,7 +15,8 @@ import numpy as np
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.labels import check_num_classes
 from ddpm_sa.data.prepare import read_header, read_pixels
-from ddpm_sa.data.sources import Source, find_table, is_table, open_cell
+from ddpm_sa.data.sources import Source
+from ddpm_sa.data.tables import find_table, is_table, open_cell
 from ddpm_sa.data.value_range import check_range, full_range
 from ddpm_sa.errors import UserError
 
