@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ddpm_sa.data.sources import Source, fingerprint_files
+from ddpm_sa.data.sources.source import Source, fingerprint_files
 from ddpm_sa.errors import UserError
 
 # Of a decoded image: about Pillow's limit of 89,478,485 pixels, as RGB.
