@@ -131,6 +131,14 @@ class Images:
             skipped=(),
         )
 
+    def describe_split(self) -> str | None:
+        """Describe the split that was taken and what was left out; None without splits."""
+        if self.splits is None:
+            return None
+        other = self.validation.splits if self.validation is not None else None
+        same = other is not None and other.lengths == self.splits.lengths
+        return self.splits.describe(self.length, other.taken if other and same else None)
+
     def describe(self, source: str) -> list[str]:
         """Return the lines of a report on the images."""
         height, width = self.format.size
@@ -141,13 +149,8 @@ class Images:
             f"{self.format.bit_depth} bits in {low:g} .. {high:g}{classes}, from {source}"
         ]
         held_out = self.validation
-        if self.splits is not None:
-            other = held_out.splits if held_out is not None else None
-            same = other is not None and other.lengths == self.splits.lengths
-            lines.append(
-                "split       "
-                + self.splits.describe(self.length, other.taken if other and same else None)
-            )
+        if (split := self.describe_split()) is not None:
+            lines.append(f"split       {split}")
         if held_out is not None:
             split = f", split {held_out.splits.taken}" if held_out.splits else ""
             lines.append(f"held out    {held_out.length} images for validation{split}")

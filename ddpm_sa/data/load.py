@@ -78,7 +78,7 @@ def _open_validation(config: DataConfig, place: str, training: Images) -> Images
     is_split = place in known or (not is_place and names_table(config.source))
     if is_split and training.splits and place == training.splits.taken:
         raise UserError(
-            f"data.validation={place} is the split that is trained on; name another split, or give "
+            f"data.validation={place} is the split that is taken; name another split, or give "
             "a share, such as 0.02"
         )
     if is_split:

@@ -137,7 +137,7 @@ def test_held_out_images_are_another_split_of_the_folder(tmp_path, monkeypatch):
     elsewhere = opened(root, class_conditional=True, validation="./test")
     assert elsewhere.validation is not None
     assert elsewhere.validation.length == 3
-    with pytest.raises(ValueError, match=r"validation=train is the split that is trained on"):
+    with pytest.raises(ValueError, match=r"validation=train is the split that is taken"):
         opened(root, validation="train")
     message = r"validation=dev is not a folder or file, and data\.source=.* has only the splits"
     with pytest.raises(ValueError, match=message):
