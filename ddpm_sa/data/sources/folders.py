@@ -138,7 +138,8 @@ def scan(root: Path) -> Found:
     for split, image in links_to_images:
         real = os.path.realpath(image.path)
         place, name = os.path.split(real)
-        if (split, real) in seen or ((split, place) in seen and _is_image(name)):
+        is_read = (split, place) in seen and _is_image(name) and os.path.exists(real)
+        if is_read or (split, real) in seen:
             found.again.append(image.path)
         else:
             seen.add((split, real))
