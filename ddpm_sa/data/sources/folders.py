@@ -156,8 +156,8 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}") from error
-    shown = [entry for entry in visible if not (entry.name.startswith("__") and entry.is_dir())]
-    return sorted(shown, key=lambda entry: entry.name)
+    special = {entry for entry in visible if entry.name.startswith("__") and _is_folder(entry)}
+    return sorted((e for e in visible if e not in special), key=lambda entry: entry.name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -121,7 +121,7 @@ def _apply_metadata(
 ) -> tuple[list[Path], Labels, list[str]]:
     """Return the images that have a row, which alone imagefolder takes, their labels, and notes."""
     column = config.label_column if config.class_conditional else None
-    rows, classes, foreign = read_metadata(found.metadata, column)
+    rows, classes, foreign = read_metadata(found.metadata, taken.split, column)
     notes = [f"{file} has no column {FILE_NAME!r} and is not read" for file in foreign]
     paths = [image.path for image in taken.images]
     if not rows:

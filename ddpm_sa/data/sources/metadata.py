@@ -36,39 +36,51 @@ class Metadata(NamedTuple):
     foreign: list[Path]
 
 
-def read_metadata(files: Sequence[MetadataFile], label_column: str | None) -> Metadata:
-    """Read metadata files; label_column None reads no labels.
+def read_metadata(files: Sequence[MetadataFile], split: str, label_column: str | None) -> Metadata:
+    """Read the metadata files of a folder.
+
+    Args:
+        files: The files. They may lack labels if they are those of another split.
+        split: The split that is taken.
+        label_column: The column of the labels; None reads no labels.
 
     Raises:
         ValueError: If a file cannot be read or lacks a column, or files differ in kind.
     """
-    metadata = Metadata([], None, [])
-    first = None
+    rows: list[Row] = []
+    foreign: list[Path] = []
+    formats: dict[str, Path] = {}
+    kinds: dict[tuple[type, tuple[str, ...]], Path] = {}
     for file in files:
         table = _read_table(file.path)
-        if FILE_NAME not in table.column_names and label_column is None:
-            metadata.foreign.append(file.path)
+        needed = [FILE_NAME] if label_column is None else [FILE_NAME, label_column]
+        missing = [column for column in needed if column not in table.column_names]
+        if missing and file.split not in (None, split):
             continue
-        for column in (FILE_NAME, label_column or FILE_NAME):
-            require(
-                column in table.column_names,
-                f"{file.path} has no column {column!r}, only {', '.join(table.column_names)}; "
-                "rename a column, set data.label_column, or name a CSV file by data.labels",
+        if missing and label_column is None:
+            foreign.append(file.path)
+            continue
+        if missing:
+            raise UserError(
+                f"{file.path} has no column {missing[0]!r}, only {', '.join(table.column_names)}; "
+                "rename a column, set data.label_column, or name a CSV file by data.labels"
             )
         names = [str(name) for name in table[FILE_NAME].to_pylist()]
-        labels, classes = [None] * len(names), None
+        labels = [None] * len(names)
+        formats.setdefault(file.path.suffix, file.path)
         if label_column is not None:
             labels, classes = _read_labels(table, label_column, file.path)
-        kind = file.path.suffix, classes, type(next(filter(None, labels), None))
-        if first is None:
-            first, metadata = (file.path, kind), metadata._replace(classes=classes)
-        elif first[1] != kind:
-            raise UserError(
-                f"{first[0]} and {file.path} differ in their format or in the kind of their "
-                "labels; the metadata files of a folder must be alike"
-            )
-        metadata.rows.extend(map(Row, [file] * len(names), names, labels))
-    return metadata
+            for label in [label for label in labels if label is not None][:1]:
+                kinds.setdefault((type(label), tuple(classes)), file.path)
+        rows += [Row(file, name, label) for name, label in zip(names, labels, strict=True)]
+    for different in (formats, kinds):
+        require(
+            len(different) < 2,
+            f"{' and '.join(map(str, different.values()))} differ in their format or in the kind "
+            "of their labels; the metadata files of a folder must be alike",
+        )
+    classes = [name for _, names in kinds for name in names]
+    return Metadata(rows, classes or None, foreign)
 
 
 def match_rows(
@@ -164,8 +176,8 @@ def _read_table(file: Path) -> Any:
         raise UserError(f"{file} {reason.splitlines()[0]}") from error
 
 
-def _read_labels(table: Any, column: str, file: Path) -> tuple[list[Any], list[str] | None]:
-    """Return the labels of a column, and the names of their classes if the file keeps them."""
+def _read_labels(table: Any, column: str, file: Path) -> tuple[list[Any], list[str]]:
+    """Return the labels of a column, and the names of their classes where the file keeps them."""
     labels = table[column].to_pylist()
     kinds = {type(label) for label in labels if label is not None}
     require(
@@ -173,11 +185,11 @@ def _read_labels(table: Any, column: str, file: Path) -> tuple[list[Any], list[s
         f"column {column!r} of {file} holds neither whole numbers nor names",
     )
     if b"huggingface" not in (table.schema.metadata or {}):
-        return labels, None
+        return labels, []
     import datasets
 
     feature = datasets.Features.from_arrow_schema(table.schema)[column]
-    return labels, getattr(feature, "names", None)
+    return labels, list(getattr(feature, "names", None) or [])
 
 
 def _why_no_image(path: str) -> str:

@@ -177,3 +177,26 @@ def test_rows_reach_images_through_links(tmp_path):
     (root / "a").symlink_to(pool)
     images = opened(root, class_conditional=True)
     assert (images.length, images.classes) == (2, ["a", "b"])
+
+
+@pytest.mark.parametrize("test_rows", [[{"file_name": "1.png"}], rows(**{"1": None})])
+def test_a_split_without_labels_does_not_hinder_the_others(test_rows, tmp_path):
+    root = draw(tmp_path, "train/1.png", "train/2.png", "test/1.png")
+    write(root / "train", "jsonl", rows(**{"1": "a", "2": "b"}))
+    write(root / "test", "jsonl", test_rows)
+    assert opened(root, class_conditional=True).classes == ["a", "b"]
+    assert opened(root, split="test").length == 1
+    with pytest.raises(ValueError, match=r"test/metadata\.jsonl has no (label|column 'label')"):
+        opened(root, split="test", class_conditional=True)
+
+
+def test_a_file_of_the_first_class_alone_is_like_the_others(tmp_path):
+    root = draw(tmp_path, "a/1.png", "b/1.png")
+    write(root / "a", "csv", rows(**{"1": 0}))
+    write(root / "b", "csv", rows(**{"1": 1}))
+    images = opened(root, class_conditional=True)
+    assert images.labels is not None
+    assert images.labels.tolist() == [0, 1]
+    write(root / "b", "csv", rows(**{"1": "x"}))
+    with pytest.raises(ValueError, match=r"a/metadata\.csv and .*b/metadata\.csv differ"):
+        opened(root, class_conditional=True)
