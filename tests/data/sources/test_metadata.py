@@ -11,7 +11,7 @@ import pytest
 from tests.data.sources.test_folders import draw, imagefolder, opened, pixels
 
 
-def write(folder: Path, kind: str, rows: list[dict]) -> None:
+def write(folder: Path, kind: str, rows: list[dict], encoding: str = "utf-8") -> None:
     file = folder / f"metadata.{kind}"
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), file)
@@ -19,7 +19,7 @@ def write(folder: Path, kind: str, rows: list[dict]) -> None:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
-        file.write_text("\n".join(lines), encoding="utf-8-sig")
+        file.write_text("\n".join(lines), encoding=encoding)
 
 
 def rows(**labels) -> list[dict]:
@@ -59,7 +59,8 @@ def test_labels_and_images_are_those_of_imagefolder(kind, labels, tmp_path):
 def test_one_file_may_serve_every_split(kind, tmp_path):
     root = draw(tmp_path, "train/1.png", "train/2.png", "test/1.png")
     names = {"train/1": "a", "train/2": "b", "test/1": "a"}
-    write(root, kind, [{"file_name": f"{name}.png", "kind": k} for name, k in names.items()])
+    described = [{"file_name": f"{name}.png", "kind": k} for name, k in names.items()]
+    write(root, kind, described, encoding="utf-8-sig")  # as spreadsheets write .csv
     settings = {"class_conditional": True, "label_column": "kind"}
     images = opened(root, validation="test", **settings)
     assert images.labels is not None
