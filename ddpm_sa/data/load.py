@@ -10,9 +10,10 @@ from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.data.labels import check_labels
 from ddpm_sa.data.prepare import prepare
+from ddpm_sa.data.sources.folders import scan
 from ddpm_sa.data.sources.image_folder import open_image_folder
 from ddpm_sa.data.sources.mnist5k import load_mnist5k
-from ddpm_sa.data.sources.source import DEFAULT_SPLIT, Source
+from ddpm_sa.data.sources.source import DEFAULT_SPLIT, SOURCES, Source
 from ddpm_sa.data.sources.tables import is_table, names_table, open_table
 from ddpm_sa.data.stream import Stream
 from ddpm_sa.errors import UserError, require
@@ -174,7 +175,8 @@ def open_source(config: DataConfig, any_split: bool = False) -> Source:
     """
     path = Path(config.source).expanduser()
     is_array = path.suffix == ".npy" and path.is_file()
-    has_table = not is_array and is_table(config)
+    found = scan(path) if path.is_dir() else None
+    has_table = not is_array and is_table(config, found)
     if config.labels is not None and (is_array or has_table):
         raise UserError(
             f"data.labels={config.labels} cannot be used with data.source={config.source}: a CSV "
@@ -187,7 +189,9 @@ def open_source(config: DataConfig, any_split: bool = False) -> Source:
         return open_array(path, config.class_conditional)
     if has_table:
         return open_table(config, any_split)
-    return open_image_folder(path, config, any_split)
+    if found is None:
+        raise UserError(f"data.source={path} is neither a folder nor a file; {SOURCES}")
+    return open_image_folder(path, found, config, any_split)
 
 
 def _require_no_split(config: DataConfig, any_split: bool) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 from collections import deque
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -37,16 +38,10 @@ def split_of(name: str) -> str | None:
 
 
 class ImageFile(NamedTuple):
-    """An image, and the folder whose subfolders are its classes: that of its split."""
+    """An image, and the first subfolder of its path below the folder of its split, if any."""
 
     path: Path
-    top: Path
-
-    @property
-    def folder_class(self) -> str | None:
-        """The first folder of the path below the top; None if the image lies in the top itself."""
-        first, *rest = self.path.relative_to(self.top).parts
-        return first if rest else None
+    folder_class: str | None
 
 
 class MetadataFile(NamedTuple):
@@ -86,13 +81,16 @@ class _Folder(NamedTuple):
     path: str
     real: str
     split: str | None
-    top: str
+    folder_class: str | None
 
     def enter(self, entry: os.DirEntry[str]) -> "_Folder":
         linked = entry.is_symlink()
         real = os.path.realpath(entry.path) if linked else os.path.join(self.real, entry.name)
         split = self.split or split_of(entry.name)
-        return _Folder(entry.path, real, split, self.top if split == self.split else entry.path)
+        is_class = split == self.split
+        return _Folder(
+            entry.path, real, split, (self.folder_class or entry.name) if is_class else None
+        )
 
     def is_below(self, folder: str) -> bool:
         return os.path.commonpath([self.real, folder]) == folder
@@ -107,7 +105,7 @@ def scan(root: Path) -> Found:
         ValueError: If a folder cannot be read, or what may be a link to a folder is broken.
     """
     found, links_to_images = Found(), []
-    start = _Folder(str(root), os.path.realpath(root), None, str(root))
+    start = _Folder(str(root), os.path.realpath(root), None, None)
     folders, linked = deque([start]), deque[_Folder]()
     seen: set[tuple[str | None, str]] = set()
     while folders or linked:
@@ -130,7 +128,7 @@ def scan(root: Path) -> Found:
             elif entry.name.endswith(".parquet"):
                 found.parquet.append(Path(entry.path))
             elif _is_image(entry.name):
-                image = ImageFile(Path(entry.path), Path(folder.top))
+                image = ImageFile(Path(entry.path), folder.folder_class)
                 if entry.is_symlink():
                     links_to_images.append((folder.split, image))
                 else:
@@ -145,7 +143,7 @@ def scan(root: Path) -> Found:
             seen.add((split, real))
             found.images.setdefault(split, []).append(image)
     for images in found.images.values():
-        images.sort()
+        images.sort(key=attrgetter("path"))
     return found
 
 

@@ -1,5 +1,6 @@
 """A folder of image files, opened: one of its splits, and the labels of its images."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -17,13 +18,11 @@ from ddpm_sa.data.sources.folders import (
     Found,
     ImageFile,
     broken_link,
-    scan,
     split_of,
 )
 from ddpm_sa.data.sources.metadata import FILE_NAME, encode_rows, match_rows, read_metadata
 from ddpm_sa.data.sources.source import (
     DEFAULT_SPLIT,
-    SOURCES,
     Source,
     Splits,
     choose_split,
@@ -49,19 +48,20 @@ class _Taken:
         return self.splits.taken if self.splits else DEFAULT_SPLIT
 
 
-def open_image_folder(folder: Path, config: DataConfig, any_split: bool = False) -> Source:
+def open_image_folder(
+    folder: Path, found: Found, config: DataConfig, any_split: bool = False
+) -> Source:
     """Open a folder of images.
 
     Args:
         folder: The folder.
+        found: What lies in it.
         config: The data settings.
         any_split: Whether to open the only split of a folder whatever its name is.
 
     Raises:
-        ValueError: If there is no such folder, it has no images, or no such split or labels.
+        ValueError: If it has no images, or no such split or labels.
     """
-    require(folder.is_dir(), f"data.source={folder} is neither a folder nor a file; {SOURCES}")
-    found = scan(folder)
     require(bool(found.images), f"data.source={folder} holds no image ({' '.join(SUFFIXES)})")
     taken = _take(folder, found, config.split, any_split)
     paths, labels, notes = [image.path for image in taken.images], NO_LABELS, []
@@ -172,8 +172,8 @@ def _notes(folder: Path, found: Found, taken: _Taken) -> Iterator[str]:
 
 def _like_splits(folder: Path, images: list[ImageFile]) -> list[str]:
     """Names that a reader may take for splits: folders in capitals, or of files if all have one."""
-    places = {image.path.parent for image in images}
-    parts = {part for place in places for part in place.relative_to(folder).parts}
+    places = {os.path.dirname(image.path) for image in images}
+    parts = {part for place in places for part in Path(place).relative_to(folder).parts}
     if names := sorted(part for part in parts if split_of(part.lower())):
         return names
     files: dict[str, str] = {}

@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_sa.data.arrays import RefusedError
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.labels import encode_labels
-from ddpm_sa.data.sources.folders import scan
+from ddpm_sa.data.sources.folders import Found, scan
 from ddpm_sa.data.sources.source import (
     DEFAULT_SPLIT,
     SOURCES,
@@ -40,19 +40,19 @@ class Table(NamedTuple):
     splits: Splits | None
 
 
-def is_table(config: DataConfig) -> bool:
-    """Whether the source has rows and columns."""
-    return config.source.endswith(".parquet") or names_table(config.source)
+def is_table(config: DataConfig, found: Found | None = None) -> bool:
+    """Whether the source has rows and columns; `found` is what lies in it, if that is known."""
+    return config.source.endswith(".parquet") or names_table(config.source, found)
 
 
-def names_table(source: str) -> bool:
+def names_table(source: str, found: Found | None = None) -> bool:
     """Whether the source is a folder that holds a table, or a data set of the Hub."""
     path = Path(source).expanduser()
     if not path.is_dir():
         return _is_hub_name(source)
     if _is_saved(path):
         return True
-    found = scan(path)
+    found = found or scan(path)
     return bool(found.parquet) and not found.images
 
 
