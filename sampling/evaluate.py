@@ -64,9 +64,11 @@ class Settings(SamplerSettings):
         data: The real images: mnist5k, a folder, a .parquet or .npy file, or a dataset on the Hub;
             by default the data of the first model's run, from its config.yaml.
         fit: How real images of another size get the model's, as in training: crop, pad, stretch.
-        split: Split of a dataset on the Hub, or of a folder of .parquet files.
-        validation: Held-out images, as in training: a share of the data (the same images), a split,
-            a folder or a file. They are evaluated too, for comparison.
+        split: Split of a folder or of a dataset on the Hub, as in training; by default that of the
+            first model's run, or train with --data.
+        validation: Held-out images, as in training: a share of the data (the same images), another
+            split, a folder or a file; by default those of the first model's run, unless --data is
+            given. They are evaluated too, for comparison.
         features: efficientnet, which needs no download; inception, as in published numbers; or a
             function of yours as package.module:name, from (B, C, H, W) in [-1, 1] to (B, D).
         num_images: Number of images to sample from each model.
@@ -84,7 +86,7 @@ class Settings(SamplerSettings):
     samples: list[str] = dataclasses.field(default_factory=list)
     data: str | None = None
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    split: str = "train"
+    split: str | None = None
     validation: float | str | None = None
     features: str = "efficientnet"
     num_images: int = 2000
@@ -138,12 +140,15 @@ def main() -> None:
         results.append(score_images(first.collect_from(image_set), real, extractor))
     diagnostics = run_diagnostics(settings, pipelines, images, first_images, state)
     if state.is_main_process:
-        warnings = find_warnings(real, results)
+        warnings = [*images.notes, *find_warnings(real, results)]
         if images.validation is not None:
-            warnings += warn_if_not_held_out(settings.model, settings.validation)
+            warnings += warn_if_not_held_out(settings.model, settings.validation, images.validation)
         environment = describe_environment(", ".join(pipelines), device, state.num_processes)
         record = make_record(dataclasses.asdict(settings), extractor, real, results)
         record |= {"warnings": warnings, "environment": environment | {"models": identities}}
+        if (split := images.describe_split()) is not None:
+            record["data"] |= {"split": split}
+            print(f"data: split {split}")
         print(format_table(results, extractor))
         for line in [
             *describe_diagnostics(diagnostics),

@@ -19,7 +19,7 @@ from ddpm_sa.data.cache import ARRAY, Writer, cache_folder, load_or_create
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.decode import inspect
 from ddpm_sa.data.resize import resize, scale
-from ddpm_sa.data.sources import Source
+from ddpm_sa.data.sources.source import Source
 from ddpm_sa.data.value_range import check_range, full_range, resolve_value_range, update_extremes
 from ddpm_sa.errors import UserError
 

@@ -144,7 +144,7 @@ def test_help_explains_every_field(capsys):
         (["--ema.more", "[0.9999]"], "each decay once"),
         (["--schedule.beta_start", "0.5"], "schedule.beta_start=0.5"),
         (["--schedule.kind", "sigmoid"], "sigmoid"),
-        (["--data.channels", "0"], "data.channels=0 must be 1 or more"),
+        (["--data.channels", "0"], "data.channels=0 must be from 1 to 4,096"),
         (["--data.label_dropout", "0.1"], "set data.class_conditional true"),
         (["--model.unet", "{in_channels: 4}"], "follow from the data"),
         (["--config", "missing.yaml"], "missing.yaml"),
