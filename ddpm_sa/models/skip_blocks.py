@@ -115,7 +115,7 @@ class SkipUpBlock2D(Block):
         """As `blocks.UpBlock2D`; the image, (B, 3, H, W), is doubled and added to."""
         for resnet, skip in zip(self.resnets, reversed(skips), strict=True):
             x = self._checkpointed(resnet, torch.cat([x, skip], dim=1), temb)
-        for attention in self.attentions or ():
+        for attention in self.attentions:
             x = attention(x)
         if image is not None:
             image = fir_double(image)
