@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import yaml
 from jsonargparse import (
     ActionConfigFile,
     ArgumentError,
@@ -124,6 +125,29 @@ def command_line() -> str:
     command, _, name = sys.argv[0].partition(" ")
     start = [COMMAND, name] if command == COMMAND else ["python", sys.argv[0]]
     return shlex.join([*start, *sys.argv[1:]])
+
+
+def given_flags(argv: Sequence[str] | None = None) -> frozenset[str]:
+    """Names of the settings that a command line gives as flags, rather than in a --config file.
+
+    A flag for a group of settings, `--optim "{lr: 1e-3}"`, gives the settings that it names.
+
+    Args:
+        argv: The command-line arguments; None for those of the process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    names = set()
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            continue
+        names.add(name)
+        try:
+            group = yaml.safe_load(value if equals else following)
+        except yaml.YAMLError:
+            continue
+        names |= {f"{name}.{key}" for key in group} if isinstance(group, dict) else set()
+    return frozenset(names)
 
 
 def join_repeated_flags(argv: Sequence[str], *names: str) -> list[str]:

@@ -37,6 +37,8 @@ def local_folder(
     configs: Sequence[str] = (),
     variant: str | None = None,
     options: HubOptions | None = None,
+    *,
+    weights: bool = True,
 ) -> Path:
     """Return a local folder as it is, or download a repository into the cache.
 
@@ -46,6 +48,7 @@ def local_folder(
         configs: Further JSON files to download if they exist.
         variant: Of the weights, such as "fp16"; others are not downloaded.
         options: How to download.
+        weights: Whether to download the weights too; False for the JSON files alone.
 
     Raises:
         UserError: If it is neither a local folder nor a repository, or has no such revision.
@@ -56,8 +59,9 @@ def local_folder(
     options = options or HubOptions()
     networks = [f"{place}/config.json".lstrip("/") for place in places]
 
-    def download(suffix: str) -> Path:
-        patterns = [*networks, *configs, *_weights(places, suffix, variant)]
+    def download(suffix: str | None) -> Path:
+        files = _weights(places, suffix, variant) if suffix else []
+        patterns = [*networks, *configs, *files]
         path = snapshot_download(
             str(folder_or_repo),
             allow_patterns=patterns,
@@ -69,7 +73,9 @@ def local_folder(
         return Path(path)
 
     try:
-        path = download("safetensors")
+        path = download("safetensors" if weights else None)
+        if not weights:
+            return path
         if any(any(path.glob(name)) for name in _weights(places, "safetensors", variant)):
             return path
         # Old repositories have no other weights than pickles; they are read as tensors alone.

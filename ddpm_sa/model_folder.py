@@ -35,14 +35,23 @@ def local_folder(
     folder_or_repo: str | os.PathLike,
     variant: str | None = None,
     options: HubOptions | None = None,
+    *,
+    weights: bool = True,
 ) -> Path:
     """Return a local folder as it is, or download a Hub repository's model into the cache.
 
+    Args:
+        folder_or_repo: A folder, or the name of a repository.
+        variant, options: See `hub.local_folder`.
+        weights: Whether to download the weights too; False for the configurations alone.
+
     Raises:
-        ValueError: If it is neither a local folder nor a repository.
+        UserError: If it is neither a local folder nor a repository.
     """
     configs = (*SCHEDULER_CONFIGS, "model_index.json", FILE_NAME)
-    return hub.local_folder(folder_or_repo, ("unet", ""), configs, variant, options)
+    return hub.local_folder(
+        folder_or_repo, ("unet", ""), configs, variant, options, weights=weights
+    )
 
 
 def first_file(folder: Path, names: Sequence[str]) -> Path:

@@ -109,8 +109,13 @@ for repo in {list(fetched_and_left)!r}:
     folder = local_folder(repo)
     files = (path for path in folder.rglob("*") if path.is_file())
     fetched[repo] = [path.relative_to(folder).as_posix() for path in files]
+folder = local_folder("me/configs", weights=False)
+files = (path for path in folder.rglob("*") if path.is_file())
+fetched["me/configs"] = [path.relative_to(folder).as_posix() for path in files]
 print(json.dumps(fetched))
 """
+    # What fine-tuning reads before it builds the network.
+    fetched_and_left["me/configs"] = (configs, {f"unet/{name}.safetensors", f"unet/{name}.bin"})
     with local_hub() as (address, repositories):
         for repo, (fetched, left) in fetched_and_left.items():
             repositories[repo] = dict.fromkeys(fetched | left, b"{}")

@@ -16,7 +16,7 @@ FLOORS = [
     {"errors"},
     {"json_files", "hub"},
     {"randomness", "image_format", "atomic_files", "cli", "distributed", "condition"},
-    {"models.layers", "models.resampling"},
+    {"models.resampling"},
     {
         "models.attention",
         "models.embedding",
@@ -30,6 +30,7 @@ FLOORS = [
     {"models.block_types"},
     {"models.config"},
     {"models.loading", "models.presets"},
+    {"models.sizing"},
     {"models.unet"},
     {"models.attention_slots"},
     {"diffusion", "samplers"},
@@ -44,7 +45,8 @@ FLOORS = [
 # The same for the programs' packages: training, then sampling.
 TRAINING = [
     {"config"},
-    {"saved_config", "draws"},
+    {"saved_config", "draws", "scheduler"},
+    {"fine_tuning"},
     {"distributed"},
     {"ema", "network", "muon"},
     {"loop"},

@@ -3,11 +3,21 @@
 The defaults are the recipe of Ho et al. 2020 for CIFAR-10.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.errors import require
+
+# Settings that fine-tuning takes from the model it starts from, and their names in the
+# configuration of a diffusers scheduler.
+OF_SAVED_MODEL = {
+    "objective.prediction_type": "prediction_type",
+    "schedule.kind": "beta_schedule",
+    "schedule.num_timesteps": "num_train_timesteps",
+    "schedule.beta_start": "beta_start",
+    "schedule.beta_end": "beta_end",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +25,18 @@ class ModelConfig:
     """The network."""
 
     preset: str = "cifar10"
-    """A network of ddpm_sa.models.presets, initialised as the paper does."""
+    """A network of ddpm_sa.models.presets, initialised as the paper does. auto: the network that
+    follows from the size of the images (ddpm_sa.models.sizing): levels until 4 to 8 pixels are
+    left, with attention where there are at most 16."""
+    width: int | None = None
+    """Channels of the first level, which the widths of the other levels follow; for preset auto
+    only. None: 128."""
     init_from: str | None = None
-    """Fine-tune the network of this model folder or Hub repository, instead of `preset`."""
+    """Fine-tune the network of this model folder or Hub repository, instead of `preset`, with its
+    prediction type and noise schedule."""
+    init_override: list[str] | None = None
+    """Settings that replace those of the model of `init_from`, e.g. [schedule.kind]; the flags that
+    `--override true` allows are added."""
     attention_resolutions: list[int] | None = None
     """Use attention where the feature map has these heights, e.g. [16]. None: as in the preset."""
     dropout: float | None = None
@@ -30,6 +49,26 @@ class ModelConfig:
     def __post_init__(self) -> None:
         taken = {"in_channels", "out_channels", "sample_size", "num_class_embeds"} & set(self.unet)
         require(not taken, f"model.unet sets {sorted(taken)}, which follow from the data")
+        require(
+            self.width is None or (self.preset == "auto" and self.init_from is None),
+            f"model.width={self.width} is for model.preset=auto; the widths of "
+            f"model.{'preset' if self.init_from is None else 'init_from'}="
+            f"{self.init_from or self.preset} are fixed (model.unet changes those of a preset)",
+        )
+        require(
+            self.width is None or "block_out_channels" not in self.unet,
+            f"model.width={self.width} has no effect beside block_out_channels in model.unet",
+        )
+        unknown = set(self.init_override or []) - OF_SAVED_MODEL.keys()
+        require(
+            not unknown,
+            f"model.init_override={self.init_override}: {', '.join(sorted(unknown))} cannot be "
+            f"replaced; known are {', '.join(OF_SAVED_MODEL)}",
+        )
+        require(
+            not self.init_override or self.init_from is not None,
+            f"model.init_override={self.init_override} has no effect without model.init_from",
+        )
         require(
             self.init_from is None or self.attention_resolutions is None,
             f"model.attention_resolutions={self.attention_resolutions} cannot be used with "
@@ -57,8 +96,9 @@ class ObjectiveConfig:
 class ScheduleConfig:
     """The noise schedule."""
 
-    kind: Literal["linear", "cosine", "quadratic"] = "linear"
-    """linear (Ho et al. 2020), cosine (Nichol & Dhariwal 2021), or linear in sqrt(beta)."""
+    kind: Literal["linear", "cosine", "quadratic", "saved"] = "linear"
+    """linear (Ho et al. 2020), cosine (Nichol & Dhariwal 2021), quadratic: linear in sqrt(beta), or
+    saved: another one, that of the model of `model.init_from`."""
     num_timesteps: int = 1000
     """Number of timesteps T."""
     beta_start: float = 1e-4
@@ -86,8 +126,9 @@ class OptimConfig:
     """Learning rate after the warm-up."""
     warmup_steps: int = 5000
     """Update k (from 0) uses lr * min(k / warmup_steps, 1), as in the paper's code: 0 first."""
-    decay_steps: int | None = None
-    """After the warm-up lr falls linearly to 0 at this update. None: constant, as in the paper."""
+    decay_steps: int | Literal["steps"] | None = None
+    """After the warm-up lr falls linearly to 0 at this update; `steps`: at the end of the run,
+    whatever `steps` is. None: constant, as in the paper."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the running means of the gradient and of its square."""
     eps: float = 1e-8
@@ -101,7 +142,7 @@ class OptimConfig:
         require(self.lr > 0, f"optim.lr={self.lr} must be above 0")
         require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}: 0 or more")
         require(
-            self.decay_steps is None or self.decay_steps > self.warmup_steps,
+            not isinstance(self.decay_steps, int) or self.decay_steps > self.warmup_steps,
             f"optim.decay_steps={self.decay_steps} must be above "
             f"optim.warmup_steps={self.warmup_steps}, or null for no decay",
         )
@@ -109,6 +150,15 @@ class OptimConfig:
             self.grad_clip is None or self.grad_clip > 0,
             f"optim.grad_clip={self.grad_clip} must be above 0, or null for no limit",
         )
+
+    def for_steps(self, steps: int) -> Self:
+        """The same settings for a run of so many updates: decay_steps is a number or None.
+
+        There is no decay in a run that ends within the warm-up.
+        """
+        if self.decay_steps != "steps":
+            return self
+        return replace(self, decay_steps=steps if steps > self.warmup_steps else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +202,8 @@ class TrainConfig:
     batch_size: int = 128
     """Images per update, over all processes and accumulation steps."""
     micro_batch_size: int | None = None
-    """Images that a process evaluates at once. None: its whole share of the batch. The number of
-    accumulation steps is batch_size / (processes * micro_batch_size)."""
+    """Images that a process evaluates at once, at most: the largest divisor of its share of the
+    batch up to this. None: its whole share. Each update accumulates over the micro-batches."""
     seed: int = 0
     """All random numbers are functions of the seed, the step and the position in the batch."""
     save_every: int = 5000
@@ -175,7 +225,8 @@ class TrainConfig:
     """`auto`: continue from the newest valid checkpoint in output_dir, if any; a checkpoint folder:
     continue from it; `never`: output_dir must not hold a run."""
     override: bool = False
-    """Allow a resumed run to change settings that affect its results; each change is reported."""
+    """Allow a resumed run to change settings that affect its results, and fine-tuning to change the
+    prediction type and noise schedule of its model; each change is reported."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network's arithmetic. auto: bf16 if the hardware supports it."""
     compile: bool = False
@@ -188,7 +239,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Number of newest valid checkpoints to keep; older ones are removed."""
     keep_every: int | None = None
-    """Also keep older checkpoints whose step is a multiple of this. None: keep none of them."""
+    """Also keep an older checkpoint of each interval of so many updates, the first at its beginning
+    or after. None: keep none of them."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """If a loss or gradient is not finite: end the run, or skip the update and count it."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
@@ -208,10 +260,12 @@ class TrainConfig:
         for name, value in counts.items():
             require(value >= 1, f"{name}={value} must be 1 or more")
         require(
-            self.keep_every is None
-            or (self.keep_every >= 1 and self.keep_every % self.save_every == 0),
-            f"keep_every={self.keep_every} must be a multiple of save_every={self.save_every}, "
-            "or null, since only saved checkpoints can be kept",
+            self.keep_every is None or self.keep_every >= 1,
+            f"keep_every={self.keep_every} must be 1 or more, or null",
+        )
+        require(
+            self.schedule.kind != "saved" or self.model.init_from is not None,
+            "schedule.kind=saved needs model.init_from, the model whose schedule is used",
         )
         unsupported_with_fsdp = {
             "optim.optimizer": (self.optim.optimizer, "muon", "adam"),

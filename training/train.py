@@ -4,14 +4,14 @@
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import training as training  # sets what torch reads when it is loaded
-from ddpm_sa.cli import parse, run_program
+from ddpm_sa.cli import given_flags, parse, run_program
 from ddpm_sa.data.load import open_images
 from ddpm_sa.distributed import leave
 from training.checkpoint.resume import find_checkpoint
@@ -21,26 +21,30 @@ from training.config import TrainConfig
 from training.distributed.accelerator import make_accelerator, make_layout, resolve_settings
 from training.distributed.interrupt import StopRequest
 from training.ema import Averages
+from training.fine_tuning import follow_saved_model
 from training.loop import learning_rate, make_batches, train_steps
 from training.network import build_network, height_and_width
-from training.objective import make_loss, make_scheduler, prepare
+from training.objective import make_loss, prepare
 from training.reporting.log import RunLog
 from training.reporting.periodic import PeriodicEvaluation
 from training.reporting.startup import startup_report
+from training.scheduler import make_scheduler
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train with the settings of the command line, then leave the process group."""
-    train(parse(TrainConfig, argv, __doc__))
+    train(parse(TrainConfig, argv, __doc__), given_flags(argv))
     leave()
 
 
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig, flags: Collection[str] = ()) -> None:
     """Train with this configuration; the model is written to output_dir/model at the end.
 
-    Settings are checked before anything is written.
+    Settings are checked before anything is written. `flags` names those of the command line, which
+    a model to fine-tune must not contradict.
     """
-    config, layout = resolve_settings(config), make_layout(config)
+    config, tuning = follow_saved_model(resolve_settings(config), flags)
+    layout = make_layout(config)
     images = open_images(config.data, config.seed)
     network = build_network(config.model, images, config.seed, config.objective.learned_variance)
     images = images.pad_to(*height_and_width(network.config["sample_size"]))
@@ -54,7 +58,9 @@ def train(config: TrainConfig) -> None:
     pipeline = make_ema_pipeline(network, averages.main, scheduler, images)
     run = RunFolder(accelerator, config, images, TrainingState(network, averages, optimizer))
     start, log_state = run.restore(checkpoint)
-    accelerator.print(*notes, startup_report(config, layout, images, network, start), sep="\n")
+    accelerator.print(
+        *tuning, *notes, startup_report(config, layout, images, network, start), sep="\n"
+    )
 
     batches = make_batches(config, images, layout, start)
     log, stop = RunLog(accelerator, config, log_state, start), StopRequest(config.time_limit)
@@ -67,7 +73,7 @@ def train(config: TrainConfig) -> None:
         optimizer,
         loss,
         batches,
-        lr_at=partial(learning_rate, config.optim),
+        lr_at=partial(learning_rate, config.optim.for_steps(config.steps)),
         grad_clip=config.optim.grad_clip,
         stop_requested=stop,
         on_nonfinite=config.on_nonfinite,

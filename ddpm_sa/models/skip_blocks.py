@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_sa.models.attention import group_norm
 from ddpm_sa.models.blocks import Block, Levels, MakeAttention, down_widths, up_widths
-from ddpm_sa.models.layers import group_norm
 from ddpm_sa.models.resampling import fir_double, fir_halve
 from ddpm_sa.models.resnet import ResnetBlock, ResnetSpec
 

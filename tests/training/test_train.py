@@ -144,15 +144,6 @@ def test_fine_tuning_starts_from_the_weights_it_is_given(pictures, saved_network
     assert same_bits(checkpoint(run, 1, "weights"), given)
 
 
-def test_fine_tuning_towards_another_target_is_said(straight, pictures, tmp_path, capsys):
-    changes = {"model__unet": None, "model__init_from": straight / "model", "steps": 1}
-    run_here(arguments(pictures, tmp_path / "same", **changes))
-    assert "was trained with" not in capsys.readouterr().out
-    changes["objective__prediction_type"] = "v_prediction"
-    run_here(arguments(pictures, tmp_path / "other", **changes))
-    assert "was trained with prediction_type=epsilon" in capsys.readouterr().out
-
-
 def test_gradient_checkpointing_changes_no_gradient(pictures, saved_network, tmp_path):
     changes = SAVED | {"model__init_from": saved_network, "steps": 2}
     plain, lean = tmp_path / "plain", tmp_path / "lean"

@@ -114,7 +114,7 @@ def save_checkpoint(
         tensors: `TrainingState.tensors()`.
         state: Plain values for state.json.
         keep: Number of valid checkpoints to keep, this one included.
-        keep_every: Also keep those whose step is a multiple of this.
+        keep_every: Also keep the first checkpoint at or after each multiple of this.
     """
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
@@ -200,13 +200,16 @@ def _write_checkpoint(
 
 def _remove_oldest(newest: Path, keep: int, keep_every: int | None) -> None:
     """Keep `newest`, which was just written, and the newest `keep` - 1 other valid ones."""
-    kept = 1
-    for folder in list_checkpoints(newest.parent.parent):
+    kept, folders = 1, list_checkpoints(newest.parent.parent)
+    # By interval; the newest come first, so the oldest of an interval replaces the others.
+    first = {checkpoint_step(folder) // keep_every: folder for folder in folders if keep_every}
+    first.pop(0, None)
+    for folder in folders:
         if folder == newest:
             continue
         if kept < keep:
             kept += find_damage(folder) is None
-        elif not keep_every or checkpoint_step(folder) % keep_every:
+        elif folder not in first.values():
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -159,6 +159,15 @@ def test_every_so_many_checkpoints_one_stays(tmp_path):
     assert left == [3, 6, 8, 9]
 
 
+def test_one_checkpoint_of_each_interval_stays_whatever_the_steps_of_saving(tmp_path):
+    for step in (100, 200, 300, 400, 500, 600, 700, 777, 800, 900, 1000, 1100):
+        tensors = make_training_state().tensors()
+        save_checkpoint(checkpoint_path(tmp_path, step), tensors, {}, keep=2, keep_every=325)
+    left = sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir())
+    # The first at or after 325, 650 and 975, and the two newest.
+    assert left == [400, 700, 1000, 1100]
+
+
 def test_a_damaged_checkpoint_is_written_again(run):
     truncate(checkpoint_path(run, 3))
     save_checkpoint(checkpoint_path(run, 3), make_training_state().tensors(), {"step": 3}, keep=9)
