@@ -28,7 +28,7 @@ class Settings:
 
     Attributes:
         model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a DDPMPipeline's
-            repository on the Hugging Face Hub; or a list of them, as in "[runs/a, runs/b]".
+            repository on the Hugging Face Hub; or several of them, as in `--model runs/a runs/b`.
         host: Address to listen on: 127.0.0.1, this computer only; 0.0.0.0, all networks.
         port: Port to listen on; 0 takes a free one.
         device: cpu, cuda, cuda:1, mps, ...; by default the accelerator if there is one.

@@ -52,8 +52,8 @@ class Settings(SamplerSettings, ModelSettings):
         edit: sdedit (add noise to images and denoise them), interpolate (mix two images at a noise
             level), inpaint (fill in a mask), variations (samples that share x_t at a level),
             progressive (predicted images during sampling), reconstruct (DDIM inversion and back).
-        image: List of image files of the model's size and channels: one or more; for interpolate,
-            two.
+        image: Image files of the model's size and channels, as in `--image a.png b.png`: one or
+            more; for interpolate, two.
         mask: For inpaint: a picture of the images' size, white where they are to be filled in.
         strength: For sdedit: 0 returns the images, 1 keeps almost nothing of them.
         level: For interpolate and variations: a training timestep; higher gives larger changes.

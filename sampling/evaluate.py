@@ -1,7 +1,7 @@
 """Evaluate models side by side: distances to the data, likelihood, memorisation, losses.
 
     python sampling/evaluate.py --model runs/mnist/model --data mnist5k --output_dir measured
-    python sampling/evaluate.py --model A --model B --samples FOLDER --data FOLDER ...
+    python sampling/evaluate.py --model A B --samples FOLDER --data FOLDER ...
     torchrun --nproc_per_node 2 sampling/evaluate.py ...    (or accelerate launch) shares the work
 
 Prints a table and writes evaluation.json, which records how to repeat it, and evaluation.png;
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from accelerate import PartialState
 
 from ddpm_sa import Pipeline
-from ddpm_sa.cli import join_repeated_flags, parse, run_program
+from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.errors import UserError
@@ -58,9 +58,9 @@ class Settings(SamplerSettings, ModelSettings):
 
     Attributes:
         output_dir: Folder for evaluation.json and evaluation.png.
-        model: A model folder, a run, a checkpoint, or a repository on the Hugging Face Hub; repeat
-            the flag for several, as in `--model A --model B`.
-        samples: A folder of images; repeat the flag for several.
+        model: Model folders, runs, checkpoints, or repositories on the Hugging Face Hub, as in
+            `--model A B`.
+        samples: Folders of images.
         data: The real images: mnist5k, a folder, a .parquet or .npy file, or a dataset on the Hub;
             by default the data of the first model's run, from its config.yaml.
         fit: How real images of another size get the model's, as in training: crop, pad, stretch.
@@ -103,7 +103,7 @@ class Settings(SamplerSettings, ModelSettings):
 
 
 def main() -> None:
-    settings = parse(Settings, join_repeated_flags(sys.argv[1:], "model", "samples"))
+    settings = parse(Settings)
     state = join()
     require_matplotlib()
     device = process_device(state, settings.device)

@@ -14,7 +14,6 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from ddpm_sa import NoiseSchedule, Pipeline, UNet
-from ddpm_sa.cli import join_repeated_flags
 from ddpm_sa.data.load import split
 from ddpm_sa.image_format import ImageFormat
 from sampling import sample as sampling_program
@@ -261,17 +260,6 @@ def test_images_of_any_kind_are_measured(evaluate, tmp_path):
     assert "features=efficientnet are of grey or RGB images, not of 5 channels" in error
     assert evaluate(*words, "--features", FEATURES)[0] == 0
     assert len(record(tmp_path / "out")["results"][0]["tint"]) == 5
-
-
-def test_repeated_flags_are_one_list():
-    assert join_repeated_flags(["--a", "1", "--m", "x", "--m=y z"], "m") == [
-        "--a",
-        "1",
-        "--m",
-        '["x", "y z"]',
-    ]
-    assert join_repeated_flags(["--m", "[x,y]", "--b"], "m") == ["--b", "--m", "[x,y]"]
-    assert join_repeated_flags(["--a"], "m") == ["--a"]
 
 
 def trained_alone(places: Path, tmp_path: Path) -> list[object]:
