@@ -18,6 +18,7 @@ from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention_slots import attention_layers
+from ddpm_sa.settings.ranges import Count, Index
 from sampling.common.device import resolve_device
 from sampling.common.model_loading import ModelSettings
 from sampling.common.output_folder import make_output_folder, require_matplotlib
@@ -48,21 +49,21 @@ class Settings(ModelSettings):
         steps: Number of steps, at most the number of training timesteps.
         scheduler: ddpm, ddim, dpmsolver++, dpmsolver++sde, unipc, euler, euler_ancestral, heun or
             pndm.
-        class_label: For a class-conditional network; by default index modulo the number of classes.
+        class_label: For a class-conditional network: a class by its name, or by its number where no
+            class has that name; by default index modulo the number of classes.
     """
 
     model: str
     output_dir: str
-    query: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    query: list[tuple[Index, Index]] = dataclasses.field(default_factory=list)
     layer: str | None = None
-    index: int = 0
-    steps: int = 50
+    index: Index = 0
+    steps: Count = 50
     scheduler: str = "ddim"
-    class_label: int | None = None
+    class_label: str | Index | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(0, "index")
         if len(self.query) > MAX_QUERIES:
             raise UserError(f"{len(self.query)} queries are too many; give {MAX_QUERIES} at most")
 

@@ -23,11 +23,13 @@ from accelerate import PartialState
 
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
+from ddpm_sa.data.config import HeldOut
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.samplers.method import Method
+from ddpm_sa.settings.ranges import Count, Index, Several
 from sampling.common.device import process_device
 from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
 from sampling.common.output_folder import make_output_folder, require_matplotlib
@@ -85,21 +87,29 @@ class Settings(SamplerSettings, ModelSettings):
     data: str | None = None
     fit: Literal["crop", "pad", "stretch"] = "crop"
     split: str = "train"
-    validation: float | str | None = None
+    validation: HeldOut | str | None = None
     features: str = "efficientnet"
-    num_images: int = 2000
-    nearest: int = 0
-    likelihood: int = 0
-    losses: int = 0
-    batch_size: int = 50
+    num_images: Several = 2000
+    nearest: Index = 0
+    likelihood: Index = 0
+    losses: Index = 0
+    batch_size: Count = 50
 
     def __post_init__(self) -> None:
         if not self.model and not self.samples:
             raise UserError("nothing to evaluate: give --model or --samples")
         super().__post_init__()
-        self.require_at_least(2, "num_images")
-        self.require_at_least(1, "batch_size")
-        self.require_at_least(0, "nearest", "likelihood", "losses")
+
+    def unused(self) -> dict[str, str]:
+        unused = {}
+        if self.data is None:
+            reason = "without --data, the real images are those of the first model's run"
+            unused |= dict.fromkeys(("fit", "split"), reason)
+        if not self.model:
+            names = [field.name for field in dataclasses.fields(SamplerSettings)]
+            names += ["num_images", "likelihood", "losses", "weights", "dtype", "seed"]
+            unused |= dict.fromkeys(names, "no --model is given, and --samples are not sampled")
+        return unused
 
 
 def main() -> None:

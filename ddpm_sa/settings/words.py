@@ -2,10 +2,13 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
 
 from ddpm_sa.errors import require
 
@@ -19,9 +22,27 @@ def flag_types(settings: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", hint
 
 
-def given_flags(argv: Sequence[str]) -> set[str]:
-    """The names of the flags that a command line gives, without those of its config files."""
-    return {word[2:].partition("=")[0].removesuffix("+") for word in argv if word.startswith("--")}
+def given_flags(argv: Sequence[str] | None = None) -> frozenset[str]:
+    """Names of the settings that a command line gives as flags, rather than in a --config file.
+
+    A flag for a group of settings, `--optim "{lr: 1e-3}"`, gives the settings that it names.
+
+    Args:
+        argv: The command-line arguments; None for those of the process.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    names = set()
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            continue
+        names.add(name.removesuffix("+"))
+        try:
+            group = yaml.safe_load(value if equals else following)
+        except yaml.YAMLError:
+            continue
+        names |= {f"{name}.{key}" for key in group} if isinstance(group, dict) else set()
+    return frozenset(names)
 
 
 def join_lists(argv: Sequence[str], settings: type) -> list[str]:
@@ -40,9 +61,7 @@ def join_lists(argv: Sequence[str], settings: type) -> list[str]:
     """
     types = dict(flag_types(settings))
     lists = {name: kind for name, hint in types.items() if (kind := _list_arm(hint)) is not None}
-    dicts = tuple(
-        f"{name}." for name, hint in types.items() if dict in map(get_origin, _arms(hint))
-    )
+    dicts = tuple(f"{name}." for name, hint in types.items() if get_origin(hint) is dict)
     before: dict[str, list[str]] = {}
     joined, words = [], [*argv]
     while words:

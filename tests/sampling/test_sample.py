@@ -167,7 +167,7 @@ def test_classes_are_given_by_one_number_or_a_list(models, sample, tmp_path):
         (["--scheduler_options.etta", 1], "no option 'etta'; its options are"),
         (["--scheduler", "unipc", "--scheduler_options.solver_type", "bh1"], "not finite"),
         (["--guidance.kind", "cfg"], "unconditional"),
-        (["--guidance.scale", 2], "without guidance.kind"),
+        (["--guidance.scale", 2], "--guidance.scale has no effect: guidance.kind=none"),
         (["--guidance.kind", "pag", "--guidance.interval", "all"], "FROM:TO"),
         (["--guidance.kind", "cgf"], "guidance"),
         (["--cache_interval", 0], "cache_interval=0 must be at least 1"),
