@@ -4,6 +4,7 @@ A user's mistake is reported in one line and exit code 2; a traceback is for our
 """
 
 import argparse
+import errno
 import os
 import re
 import shlex
@@ -154,12 +155,14 @@ def run_program(main: Callable[[], object]) -> NoReturn:
     """
     try:
         main()
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {_one_line(str(error))}", file=sys.stderr)
-        # RANK is set before there is a process group.
-        sys.exit(2)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            error = UserError(f"{error.strerror}: {error.filename}")
+        if isinstance(error, UserError):
+            # RANK is set before there is a process group.
+            if os.environ.get("RANK", "0") == "0":
+                print(f"error: {_one_line(str(error))}", file=sys.stderr)
+            sys.exit(2)
         traceback.print_exc()
         print(
             f"This is a fault of ddpm_sa {__version__}, not of your input. Please report it with "

@@ -218,7 +218,10 @@ def test_an_image_of_one_grey_is_drawn_without_a_line():
         (["--steps", 0], "steps=0"),
         (["--scheduler", "none"], "known are ddpm"),
         (["--class_label", 0], "num_class_embeds"),
-        (["--model", "two", "--class_label", 3], "class label 3 is not among 0 ... 2"),
+        (
+            ["--model", "two", "--class_label", 3],
+            "class '3': the classes of this model have no names; give a number, 0 ... 2",
+        ),
         (["--model", "none"], "no attention layer"),
         (["--model", "nowhere"], "nowhere is not a local folder"),
         (["--querry", "1,1"], "--querry"),

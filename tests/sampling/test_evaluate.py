@@ -347,7 +347,7 @@ def test_a_model_of_classes_is_told_those_of_the_images(evaluate, tmp_path):
 
 @pytest.mark.parametrize("look", ["nearest", "likelihood"])
 def test_looks_at_held_out_images_need_some(look, places, evaluate, tmp_path):
-    words = ["--samples", places / "other", "--data", places / "real", "--features", FEATURES]
+    words = ["--model", places / "model", "--data", places / "real", "--features", FEATURES]
     code, _, error = evaluate(*words, f"--{look}", 4, "--output_dir", tmp_path)
     assert code == 2
     assert "need held-out images; give --validation, such as 0.1" in error
