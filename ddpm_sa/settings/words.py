@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
+from itertools import zip_longest
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -32,7 +33,7 @@ def given_flags(argv: Sequence[str] | None = None) -> frozenset[str]:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     names = set()
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--"):
             continue
@@ -60,37 +61,42 @@ def join_lists(argv: Sequence[str], settings: type) -> list[str]:
         UserError: If a flag of a list has no value, or both a list in brackets and other values.
     """
     types = dict(flag_types(settings))
-    lists = {name: kind for name, hint in types.items() if (kind := _list_arm(hint)) is not None}
     dicts = tuple(f"{name}." for name, hint in types.items() if get_origin(hint) is dict)
     before: dict[str, list[str]] = {}
     joined, words = [], [*argv]
     while words:
         word = words.pop(0)
         flag, equals, value = word.partition("=")
-        name, values = flag[2:], [value] if equals else []
-        if not word.startswith("--") or not (name in lists or name.startswith(dicts)):
-            # argparse takes "-1e-3" for a flag.
-            negative = not equals and words and _is_negative(words[0])
-            joined.append(f"{word}={words.pop(0)}" if word.startswith("--") and negative else word)
-            continue
-        while words and (not words[0].startswith("-") or _is_negative(words[0])):
+        name, values = flag.removeprefix("--"), [value] if equals else []
+        is_list = word.startswith("--") and _list_arm(types.get(name)) is not None
+        takes_many = is_list or name.startswith(dicts)
+        # argparse takes "-1e-3" for a flag, unless it is joined to the one before.
+        while words and word.startswith("--") and _is_value(words[0], takes_many):
             values.append(words.pop(0))
-        if name in lists:
-            require(bool(values), f"{flag} needs a value")
-            tuple_or_in_brackets = get_origin(lists[name]) is tuple or _in_brackets(values)
-            values = values if tuple_or_in_brackets else before.get(name, []) + values
-            require(
-                name not in before or _in_brackets(values) == _in_brackets(before[name]),
-                f"{flag} takes a list in brackets or one value after another, not both",
-            )
-            before[name] = values
-            joined.append(f"{flag}={_as_list(flag, values, types[name])}")
-        elif values:
-            listed = ", ".join(values)
-            joined.append(f"{flag}={listed}" if len(values) == 1 else f"{flag}=[{listed}]")
+        if is_list:
+            before[name] = _extended(flag, before.get(name, []), values, types[name])
+            joined.append(f"{flag}={_as_list(flag, before[name], types[name])}")
+        elif takes_many and len(values) > 1:
+            joined.append(f"{flag}=[{', '.join(values)}]")
         else:
-            joined.append(word)
+            joined += [f"{flag}={values[0]}", *values[1:]] if values else [word]
     return joined
+
+
+def _is_value(word: str, takes_many: bool) -> bool:
+    negative = re.match(r"-\.?\d", word) is not None
+    return negative or (takes_many and not word.startswith("-"))
+
+
+def _extended(flag: str, before: list[str], values: list[str], hint: Any) -> list[str]:
+    """The values of a list after one more occurrence of its flag."""
+    require(bool(values), f"{flag} needs a value")
+    require(
+        not before or _in_brackets(values) == _in_brackets(before),
+        f"{flag} takes a list in brackets or one value after another, not both",
+    )
+    replaces = _in_brackets(values) or get_origin(_list_arm(hint)) is tuple
+    return values if replaces else before + values
 
 
 def typed_as(hint: Any) -> str | None:
@@ -145,7 +151,3 @@ def _arms(hint: Any) -> tuple[Any, ...]:
 
 def _in_brackets(values: list[str]) -> bool:
     return len(values) == 1 and values[0].startswith("[") and values[0].endswith("]")
-
-
-def _is_negative(word: str) -> bool:
-    return re.match(r"-\.?\d", word) is not None

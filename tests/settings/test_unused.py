@@ -181,3 +181,4 @@ def test_given_flags_are_those_of_the_command_line() -> None:
     words = ["--a", "1", "--b.c=2", "--list", "x", "y", "--more+", "3", "z", "-h"]
     assert given_flags(words) == {"a", "b.c", "list", "more"}
     assert given_flags(["--optim", "{lr: 1, eps: 2}"]) == {"optim", "optim.lr", "optim.eps"}
+    assert given_flags([]) == frozenset()
