@@ -24,6 +24,7 @@ from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.interpret.ablation import Replacement
 from ddpm_sa.models.attention_slots import attention_layers
+from ddpm_sa.settings.ranges import Count, Several
 from sampling.common.device import resolve_device
 from sampling.common.model_loading import ModelSettings
 from sampling.common.output_folder import (
@@ -51,15 +52,10 @@ class Settings(ModelSettings):
 
     model: str
     output_dir: str
-    num_images: int = 64
-    steps: int = 50
+    num_images: Several = 64
+    steps: Count = 50
     scheduler: str = "ddim"
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_at_least(2, "num_images")
-        self.require_at_least(1, "batch_size")
+    batch_size: Count = 32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Draw the attention maps of one image while it is sampled.
 
-    python sampling/attention.py --model runs/mnist/model --query 12,16 --query 20,8 \
-        --output_dir out
+    python sampling/attention.py --model runs/mnist/model --query 12,16 20,8 --output_dir out
 
 Writes attention.png (the denoising trajectory with the maps of one layer), attention.gif (the same,
 animated), layers-Y-X.png for each query (all layers), measures.png (entropy, distance and locality
@@ -9,7 +8,6 @@ of attention) and attention.npz (the numbers of every layer and head at every st
 """
 
 import dataclasses
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention_slots import attention_layers
+from ddpm_sa.settings.ranges import Count, Index
 from sampling.common.device import resolve_device
 from sampling.common.model_loading import ModelSettings
 from sampling.common.output_folder import make_output_folder, require_matplotlib
@@ -42,29 +41,29 @@ class Settings(ModelSettings):
         model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a DDPMPipeline's
             repository on the Hugging Face Hub.
         output_dir: Folder for the figures and attention.npz; created if it does not exist.
-        query: A query pixel Y,X (row, column, from 0); repeat the flag for several, as in
-            `--query 12,16 --query 20,8`. By default the brightest and the darkest place.
+        query: Query pixels Y,X (row, column, from 0), as in `--query 12,16 20,8`. By default the
+            brightest and the darkest place.
         layer: The layer of attention.png, such as mid_block.attentions.0; by default the last of
             the up blocks' layers with the highest resolution.
         index: Index of the image for this seed, as in sampling/sample.py.
         steps: Number of steps, at most the number of training timesteps.
         scheduler: ddpm, ddim, dpmsolver++, dpmsolver++sde, unipc, euler, euler_ancestral, heun or
             pndm.
-        class_label: For a class-conditional network; by default index modulo the number of classes.
+        class_label: For a class-conditional network: a class by its name, or by its number where no
+            class has that name; by default index modulo the number of classes.
     """
 
     model: str
     output_dir: str
-    query: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    query: list[tuple[Index, Index]] = dataclasses.field(default_factory=list)
     layer: str | None = None
-    index: int = 0
-    steps: int = 50
+    index: Index = 0
+    steps: Count = 50
     scheduler: str = "ddim"
-    class_label: int | None = None
+    class_label: str | Index | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(0, "index")
         if len(self.query) > MAX_QUERIES:
             raise UserError(f"{len(self.query)} queries are too many; give {MAX_QUERIES} at most")
 
@@ -79,7 +78,7 @@ class Settings(ModelSettings):
 
 
 def main() -> None:
-    settings = parse(Settings, gather_queries(sys.argv[1:]))
+    settings = parse(Settings)
     require_matplotlib()
     pipeline = settings.open(settings.model)
     layer = _choose_layer(pipeline, settings.layer)
@@ -142,30 +141,6 @@ def _record(
                 Trajectory.from_steps(steps).image[..., :height, :width]
             )
         return record_trajectory(pipeline, spec, queries, bar.update)
-
-
-def gather_queries(words: Sequence[str]) -> list[str]:
-    """Merge every `--query Y,X` of a command line into the one list that the parser takes.
-
-    Raises:
-        ValueError: If a query is not a pair of whole numbers.
-    """
-    rest, queries = [], []
-    words = [part for word in words for part in _split(word)]
-    following = iter(words)
-    for word in following:
-        if word != "--query":
-            rest.append(word)
-            continue
-        value = next(following, "")
-        if not re.fullmatch(r"\d+,\d+", value):
-            raise UserError(f"query={value!r} must be a pixel Y,X of the image, as in 12,16")
-        queries.append(f"[{value}]")
-    return rest + (["--query", f"[{','.join(queries)}]"] if queries else [])
-
-
-def _split(word: str) -> list[str]:
-    return word.split("=", 1) if word.startswith("--query=") else [word]
 
 
 def _choose_layer(pipeline: Pipeline, name: str | None) -> str:

@@ -29,6 +29,7 @@ from ddpm_sa.cli import parse, run_program
 from ddpm_sa.errors import UserError, require
 from ddpm_sa.model_folder import SCHEDULER_CONFIGS, load_scheduler
 from ddpm_sa.models.config import not_in_diffusers
+from ddpm_sa.settings.ranges import Count, check_ranges
 
 ORIGINS = {
     "ddpm_tf": "hojonathanho/diffusion",
@@ -71,25 +72,22 @@ class Settings:
 
     source: str
     output_dir: str
-    image_size: int | None = None
+    image_size: Count | None = None
     kind: Literal["auto", "ddpm_tf", "pesser", "openai", "diffusers"] = "auto"
     entry: str | None = None
     network_config: str | None = None
-    num_heads: int | None = None
-    num_head_channels: int | None = None
+    num_heads: Count | None = None
+    num_head_channels: Count | None = None
     use_new_attention_order: bool = False
     noise_schedule: Literal["linear", "cosine"] | None = None
-    diffusion_steps: int = 1000
+    diffusion_steps: Count = 1000
     rescale_timesteps: bool | None = None
     predict_xstart: bool = False
     sigma_small: bool = False
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and self.image_size < 1:
-            raise UserError(f"image_size={self.image_size} must be at least 1")
+        check_ranges(self)
         steps, rescale = self.diffusion_steps, self.rescale_timesteps
-        if steps < 1:
-            raise UserError(f"diffusion_steps={steps} must be at least 1")
         if steps != RESCALED_STEPS and rescale is None:
             raise UserError(
                 f"diffusion_steps={steps} needs rescale_timesteps too: true is the default of "

@@ -1,7 +1,7 @@
 """Evaluate models side by side: distances to the data, likelihood, memorisation, losses.
 
     python sampling/evaluate.py --model runs/mnist/model --data mnist5k --output_dir measured
-    python sampling/evaluate.py --model A --model B --samples FOLDER --data FOLDER ...
+    python sampling/evaluate.py --model A B --samples FOLDER --data FOLDER ...
     torchrun --nproc_per_node 2 sampling/evaluate.py ...    (or accelerate launch) shares the work
 
 Prints a table and writes evaluation.json, which records how to repeat it, and evaluation.png;
@@ -22,12 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from accelerate import PartialState
 
 from ddpm_sa import Pipeline
-from ddpm_sa.cli import join_repeated_flags, parse, run_program
+from ddpm_sa.cli import parse, run_program
+from ddpm_sa.data.config import HeldOut
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.samplers.method import Method
+from ddpm_sa.settings.ranges import Count, Index, Several
 from sampling.common.device import process_device
 from sampling.common.model_loading import describe_environment, model_identity
 from sampling.common.output_folder import make_output_folder, require_matplotlib
@@ -58,9 +60,9 @@ class Settings(SamplerSettings):
 
     Attributes:
         output_dir: Folder for evaluation.json and evaluation.png.
-        model: A model folder, a run, a checkpoint, or a repository on the Hugging Face Hub; repeat
-            the flag for several, as in `--model A --model B`.
-        samples: A folder of images; repeat the flag for several.
+        model: Model folders, runs, checkpoints, or repositories on the Hugging Face Hub, as in
+            `--model A B`.
+        samples: Folders of images.
         data: The real images: mnist5k, a folder, a .parquet or .npy file, or a dataset on the Hub;
             by default the data of the first model's run, from its config.yaml.
         fit: How real images of another size get the model's, as in training: crop, pad, stretch.
@@ -87,25 +89,33 @@ class Settings(SamplerSettings):
     data: str | None = None
     fit: Literal["crop", "pad", "stretch"] = "crop"
     split: str | None = None
-    validation: float | str | None = None
+    validation: HeldOut | str | None = None
     features: str = "efficientnet"
-    num_images: int = 2000
-    nearest: int = 0
-    likelihood: int = 0
-    losses: int = 0
-    batch_size: int = 50
+    num_images: Several = 2000
+    nearest: Index = 0
+    likelihood: Index = 0
+    losses: Index = 0
+    batch_size: Count = 50
 
     def __post_init__(self) -> None:
         if not self.model and not self.samples:
             raise UserError("nothing to evaluate: give --model or --samples")
         super().__post_init__()
-        self.require_at_least(2, "num_images")
-        self.require_at_least(1, "batch_size")
-        self.require_at_least(0, "nearest", "likelihood", "losses")
+
+    def unused(self) -> dict[str, str]:
+        unused = {}
+        if self.data is None:
+            reason = "without --data, the real images are those of the first model's run"
+            unused |= dict.fromkeys(("fit", "split"), reason)
+        if not self.model:
+            names = [field.name for field in dataclasses.fields(SamplerSettings)]
+            names += ["num_images", "likelihood", "losses", "weights", "dtype", "seed"]
+            unused |= dict.fromkeys(names, "no --model is given, and --samples are not sampled")
+        return unused
 
 
 def main() -> None:
-    settings = parse(Settings, join_repeated_flags(sys.argv[1:], "model", "samples"))
+    settings = parse(Settings)
     state = join()
     require_matplotlib()
     device = process_device(state, settings.device)

@@ -9,6 +9,7 @@ reproduce each image.
 """
 
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -24,6 +25,7 @@ from ddpm_sa.cli import parse, run_program
 from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.errors import UserError
 from ddpm_sa.samplers.method import Method
+from ddpm_sa.settings.ranges import Count, Index
 from sampling.common.device import process_device
 from sampling.common.model_loading import describe_environment, model_identity
 from sampling.common.sample_folder import GRID, prepare_folder, save_array, save_grid, save_images
@@ -40,11 +42,13 @@ class Settings(SamplerSettings):
             repository on the Hugging Face Hub, as owner/name or owner/name@revision.
         output_dir: Folder for the images 000000.png ..., grid.png and samples.json; .npy instead
             of .png for what a PNG cannot hold: floats, 16-bit colour, 2 or more than 4 channels.
-        num_images: Sample the images 0 ... num_images - 1; 16 if neither this nor indices is given.
+        num_images: Sample the images 0 ... num_images - 1. If neither this nor indices is given: as
+            many as there are class_labels, if there are several, else 16.
         indices: Sample the images START ... STOP - 1 instead, given as START:STOP.
         batch_size: Images in a batch; changes speed and memory, not the images.
-        class_labels: For a class-conditional network: one class, or a list with one for each image;
-            by default image i has class i modulo the number of classes.
+        class_labels: For a class-conditional network: one class, or one for each image, as in
+            `--class_labels cat dog`: names, or numbers from 0 where no class has that name. By
+            default image i has class i modulo the number of classes.
         npz: Also write images.npz: all images as arr_0, (N, H, W, C).
         animation: Animate the denoising of the first images (16 at most) as denoising.gif or
             denoising.webp; samples them again.
@@ -55,32 +59,30 @@ class Settings(SamplerSettings):
 
     model: str
     output_dir: str
-    num_images: int | None = None
+    num_images: Count | None = None
     indices: str | None = None
-    batch_size: int = 32
-    class_labels: int | list[int] | None = None
+    batch_size: Count = 32
+    class_labels: str | Index | list[str | Index] | None = None
     npz: bool = False
     animation: Literal["none", "gif", "webp"] = "none"
     compile: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(1, "batch_size")
         self.selected_indices()
 
     def selected_indices(self) -> range:
         """The indices of the requested images."""
         if self.indices is None:
-            count = 16 if self.num_images is None else self.num_images
-            if count < 1:
-                raise UserError(f"num_images={count} must be at least 1")
-            return range(count)
+            listed = self.class_labels if isinstance(self.class_labels, list) else range(16)
+            return range(len(listed) if self.num_images is None else self.num_images)
         if self.num_images is not None:
             raise UserError("num_images and indices exclude each other; give one")
-        start, colon, stop = self.indices.partition(":")
-        if not (colon and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+        bounds = re.fullmatch(r"(\d{1,18}):(\d{1,18})", self.indices)
+        start, stop = map(int, bounds.groups()) if bounds else (0, 0)
+        if start >= stop:
             raise UserError(f"indices={self.indices!r} must be START:STOP, as in 100:200")
-        return range(int(start), int(stop))
+        return range(start, stop)
 
 
 def main() -> None:

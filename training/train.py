@@ -11,9 +11,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import training as training  # sets what torch reads when it is loaded
-from ddpm_sa.cli import given_flags, parse, run_program
+from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.load import open_images
 from ddpm_sa.distributed import leave
+from ddpm_sa.settings.words import given_flags
 from training.checkpoint.resume import find_checkpoint
 from training.checkpoint.run_folder import RunFolder, make_ema_pipeline
 from training.checkpoint.state import TrainingState

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from ddpm_sa import Pipeline
 from ddpm_sa.errors import UserError
+from ddpm_sa.settings.ranges import Seed, check_ranges
 
 Weights = Literal["ema", "raw"]
 Precision = Literal["float32", "bfloat16"]
@@ -22,7 +23,7 @@ class ModelSettings:
     """Command-line settings of the model.
 
     Attributes:
-        seed: Seed of all noise; 0 or greater.
+        seed: Seed of all noise.
         weights: ema, the averaged weights; or raw, the weights in model-raw/ next to them. It and
             dtype apply to the weaker model of guidance too.
         device: cpu, cuda, cuda:1, mps, ...; by default the accelerator if there is one.
@@ -30,21 +31,13 @@ class ModelSettings:
             differ in small details.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     weights: Weights = "ema"
     device: str | None = None
     dtype: Precision = "float32"
 
     def __post_init__(self) -> None:
-        self.require_at_least(0, "seed")
-
-    def require_at_least(self, least: int, *names: str) -> None:
-        """Raise ValueError if one of these settings is below `least`."""
-        for name in names:
-            value = getattr(self, name)
-            if value < least:
-                rule = f"at least {least}" if least else "0 or greater"
-                raise UserError(f"{name}={value} must be {rule}")
+        check_ranges(self)
 
     def open(self, model: str, compile: bool = False) -> Pipeline:
         """Call `open_model` with these weights and this precision."""

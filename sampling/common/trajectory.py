@@ -28,7 +28,7 @@ class SampleSpec:
     index: int = 0
     steps: int = 50
     scheduler: str = "ddim"
-    class_label: int | None = None
+    class_label: int | str | None = None
 
     @property
     def method(self) -> Method:

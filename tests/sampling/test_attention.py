@@ -12,7 +12,7 @@ from PIL import Image
 from ddpm_sa import Pipeline, UNet, measure_attention, record_attention
 from ddpm_sa.image_format import ImageFormat
 from ddpm_sa.samplers.method import Method
-from sampling.attention import gather_queries, main
+from sampling.attention import main
 from sampling.common.trajectory import AttentionTrajectory, brightest_and_darkest
 from sampling.figures.attention import draw_layers, draw_trajectory
 from sampling.figures.attention_measures import draw_measures
@@ -201,29 +201,27 @@ def test_an_image_of_one_grey_is_drawn_without_a_line():
     assert not any(panel.collections for panel in panels)
 
 
-def test_queries_of_a_command_line_become_one_list():
-    words = ["--query", "1,2", "--seed", "3", "--query=4,5"]
-    assert gather_queries(words) == ["--seed", "3", "--query", "[[1,2],[4,5]]"]
-    assert gather_queries(["--seed", "3"]) == ["--seed", "3"]
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--query", "8,0"], "query=8,0 lies outside the image of 8 x 12 pixels; y comes first"),
         (["--query", "0,12"], "query=0,12 lies outside"),
-        (["--query", "-1,0"], "'-1,0' must be a pixel Y,X"),
-        (["--query", "3"], "'3' must be a pixel Y,X"),
-        (["--query", "1,2,3"], "must be a pixel Y,X"),
-        (["--query"], "must be a pixel Y,X"),
+        (["--query", "-1,0"], "query=[(-1, 0)]: -1 must be at least 0"),
+        (["--query", "3"], "--query 3: each value is 2 numbers with commas, as in 12,16"),
+        (["--query", "1,2,3"], "--query 1,2,3: each value is 2 numbers"),
+        (["--query", "1,x"], "query"),
+        (["--query"], "--query needs a value"),
         (["--query", "1,1"] * 13, "13 queries are too many"),
         (["--layer", "mid_block"], f"'mid_block' is unknown; known are {', '.join(LAYERS)}"),
-        (["--seed", -1], "seed=-1 must be 0 or greater"),
-        (["--index", -1], "index=-1 must be 0 or greater"),
+        (["--seed", -1], "seed=-1 must be at least 0"),
+        (["--index", -1], "index=-1 must be at least 0"),
         (["--steps", 0], "steps=0"),
         (["--scheduler", "none"], "known are ddpm"),
         (["--class_label", 0], "num_class_embeds"),
-        (["--model", "two", "--class_label", 3], "class label 3 is not among 0 ... 2"),
+        (
+            ["--model", "two", "--class_label", 3],
+            "class '3': the classes of this model have no names; give a number, 0 ... 2",
+        ),
         (["--model", "none"], "no attention layer"),
         (["--model", "nowhere"], "nowhere is not a local folder"),
         (["--querry", "1,1"], "--querry"),

@@ -14,7 +14,6 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from ddpm_sa import NoiseSchedule, Pipeline, UNet
-from ddpm_sa.cli import join_repeated_flags
 from ddpm_sa.data.load import split
 from ddpm_sa.image_format import ImageFormat
 from sampling import sample as sampling_program
@@ -263,17 +262,6 @@ def test_images_of_any_kind_are_measured(evaluate, tmp_path):
     assert len(record(tmp_path / "out")["results"][0]["tint"]) == 5
 
 
-def test_repeated_flags_are_one_list():
-    assert join_repeated_flags(["--a", "1", "--m", "x", "--m=y z"], "m") == [
-        "--a",
-        "1",
-        "--m",
-        '["x", "y z"]',
-    ]
-    assert join_repeated_flags(["--m", "[x,y]", "--b"], "m") == ["--b", "--m", "[x,y]"]
-    assert join_repeated_flags(["--a"], "m") == ["--a"]
-
-
 def trained_alone(places: Path, tmp_path: Path) -> list[object]:
     words = ["--data", places / "real", "--features", FEATURES, "--validation", "0.3"]
     return [*words, "--output_dir", tmp_path]
@@ -359,7 +347,7 @@ def test_a_model_of_classes_is_told_those_of_the_images(evaluate, tmp_path):
 
 @pytest.mark.parametrize("look", ["nearest", "likelihood"])
 def test_looks_at_held_out_images_need_some(look, places, evaluate, tmp_path):
-    words = ["--samples", places / "other", "--data", places / "real", "--features", FEATURES]
+    words = ["--model", places / "model", "--data", places / "real", "--features", FEATURES]
     code, _, error = evaluate(*words, f"--{look}", 4, "--output_dir", tmp_path)
     assert code == 2
     assert "need held-out images; give --validation, such as 0.1" in error

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -150,9 +151,74 @@ def test_classes_are_given_by_one_number_or_a_list(models, sample, tmp_path):
     assert abs(given["000000.png"] - cycle["000000.png"]).max() > 1
 
 
+@pytest.fixture(scope="module")
+def animals(models):
+    """A model whose classes have names, one of them a number that is not its index."""
+    pipeline = Pipeline.from_pretrained(models / "classes")
+    names = ("cat", "3", "dog", "bird")
+    pipeline.image_format = dataclasses.replace(pipeline.image_format, labels=names)
+    pipeline.save_pretrained(models / "animals")
+    return models / "animals"
+
+
+def classes_of(folder):
+    record = json.loads((folder / "samples.json").read_text())
+    return [image["class_label"] for image in record["images"].values()]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["cat", "dog", "cat"], [0, 2, 0]),  # as many images as classes
+        (["[cat, dog]"], [0, 2]),
+        (["dog", "--num_images", 3], [2, 2, 2]),
+        (["3", "--num_images", 2], [1, 1]),  # the class called 3, which is number 1
+        (["2", "--num_images", 2], [2, 2]),  # no class is called 2
+        (["bird", "0"], [3, 0]),
+    ],
+)
+def test_classes_are_given_by_name(labels, expected, animals, sample, tmp_path):
+    words = ["--model", animals, "--steps", 1, "--output_dir", tmp_path]
+    code, _, error = sample(*words, "--class_labels", *labels)
+    assert code == 0, error
+    assert classes_of(tmp_path) == expected
+    made = Pipeline.from_pretrained(animals)(
+        num_images=len(expected), steps=1, class_labels=expected
+    ).images
+    for (name, image), picture in zip(pixels(tmp_path).items(), made, strict=True):
+        assert abs(image - np.asarray(picture).astype(int)).max() <= 1, name
+
+
+def test_names_in_a_file_and_in_python_are_those_of_the_command_line(animals, sample, tmp_path):
+    (tmp_path / "settings.yaml").write_text("class_labels: [dog, 3, '3']\nsteps: 1\n")
+    words = ["--model", animals, "--config", tmp_path / "settings.yaml"]
+    assert sample(*words, "--output_dir", tmp_path / "out")[0] == 0
+    assert classes_of(tmp_path / "out") == [2, 3, 1]  # a bare 3 in YAML is a number
+    pipeline = Pipeline.from_pretrained(animals)
+    given = pipeline.condition(range(3), ["dog", 3, "3"]).class_labels
+    assert given.tolist() == [2, 3, 1]
+    assert pipeline.condition(range(2), "bird").class_labels.tolist() == [3, 3]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--model", "animals", "--class_labels", "kat"], "cat, 3, dog, bird, or 0 ... 3"),
+        (["--model", "animals", "--class_labels", "cat", "9"], "no class is called '9'"),
+        (["--model", "animals", "--class_labels", "cat", "dog", "--num_images", 3], "2 class_lab"),
+        (["--class_labels", "cat"], "num_class_embeds"),
+        (["--model", "classes", "--class_labels", "cat"], "have no names; give a number, 0 ... 3"),
+        (["--indices", "0:99999999999999999999"], "must be START:STOP"),
+        (
+            [
+                "--scheduler_options.clip_sample",
+                "false",
+                "--scheduler_options.clip_sample_range",
+                2,
+            ],
+            "clip_sample_range has no effect without clip_sample=True",
+        ),
+        (["--scheduler_options.sample_max_value", 2.0], "no effect without thresholding=True"),
         (["--schedulr", "ddim"], "--schedulr"),
         (["--scheduler", "none"], "known are ddpm, ddim, dpmsolver++"),
         (["--steps", 1001], "1000 timesteps of the training"),
@@ -169,7 +235,7 @@ def test_classes_are_given_by_one_number_or_a_list(models, sample, tmp_path):
         (["--scheduler_options.etta", 1], "no option 'etta'; its options are"),
         (["--scheduler", "unipc", "--scheduler_options.solver_type", "bh1"], "not finite"),
         (["--guidance.kind", "cfg"], "unconditional"),
-        (["--guidance.scale", 2], "without guidance.kind"),
+        (["--guidance.scale", 2], "--guidance.scale has no effect: guidance.kind=none"),
         (["--guidance.kind", "pag", "--guidance.interval", "all"], "FROM:TO"),
         (["--guidance.kind", "cgf"], "guidance"),
         (["--cache_interval", 0], "cache_interval=0 must be at least 1"),
@@ -181,7 +247,7 @@ def test_classes_are_given_by_one_number_or_a_list(models, sample, tmp_path):
     ],
 )
 def test_mistakes_end_in_one_line_and_leave_nothing(
-    words, message, models, sample, tmp_path, monkeypatch
+    words, message, models, animals, sample, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(models)
     code, said, error = sample("--model", "grey", "--output_dir", tmp_path / "out", *words)
