@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # imports from floors below its own, and from its own room or file's neighbours without a circle.
 FLOORS = [
     {"errors"},
-    {"randomness", "image_format", "atomic_files", "cli", "distributed", "condition"},
+    {"randomness", "image_format", "atomic_files", "cli", "distributed", "condition", "progress"},
     {
         "models.attention",
         "models.embedding",
