@@ -24,6 +24,7 @@ from jsonargparse import (
 
 from ddpm_sa import __version__
 from ddpm_sa.errors import UserError
+from ddpm_sa.progress import silence_bars_of_libraries
 
 Config = TypeVar("Config")
 
@@ -155,6 +156,7 @@ def run_program(main: Callable[[], object]) -> NoReturn:
     Under torchrun or accelerate, only process 0 prints the line. Any other exception is a fault of
     ours: it keeps its traceback, with a line below that says where to report it.
     """
+    silence_bars_of_libraries()
     try:
         main()
     except UserError as error:

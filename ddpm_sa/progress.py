@@ -4,6 +4,7 @@ Lines hold no control characters, so that the log of a batch system can be read 
 """
 
 import contextlib
+import os
 import sys
 import time
 from functools import partial
@@ -161,3 +162,13 @@ def write_line(text: str) -> None:
 def show_progress(pipeline: Any, work: str, unit: str = "step", shown: bool = True) -> None:
     """Let a pipeline show its progress by `ProgressBar`, in place of diffusers' bar."""
     pipeline.progress_bar = partial(ProgressBar, work, unit, shown=shown)
+
+
+def silence_bars_of_libraries() -> None:
+    """Stop datasets and huggingface_hub from drawing bars where standard error is no terminal."""
+    if sys.stderr.isatty():
+        return
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from accelerate import Accelerator
 
@@ -75,6 +77,22 @@ def test_a_training_run_in_a_file_is_a_line_at_every_log_every(pictures, tmp_pat
     assert log.stat().st_size < 2000
 
 
+def test_libraries_draw_no_bars_into_a_file(pictures, tmp_path, monkeypatch):
+    """datasets draws one while it reads a table that it has not seen."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    pixels = [{"bytes": path.read_bytes(), "path": None} for path in sorted(pictures.iterdir())]
+    table = tmp_path / "images.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"image": pixels}), table)
+    argv = arguments(table, tmp_path / "run", steps=1)
+    command = [sys.executable, "training/train.py", *argv]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, timeout=300, check=True
+    )
+    assert re.fullmatch(
+        r"step 1/1, loss \d\.\d+, \d+ images/s, took 00:\d\d\n", checked(done.stderr)
+    )
+
+
 def test_a_resumed_run_goes_on_with_its_lines(pictures, tmp_path):
     run = tmp_path / "run"
     log_of(None, arguments(pictures, run, steps=6), tmp_path)
@@ -87,7 +105,7 @@ def test_a_resumed_run_goes_on_with_its_lines(pictures, tmp_path):
 def test_a_stopped_run_says_so_without_an_empty_line(pictures, tmp_path):
     argv = arguments(pictures, tmp_path / "run", steps=10**6, log_every=10**5, time_limit=1 / 60)
     lines = log_of(None, argv, tmp_path).splitlines()
-    assert lines[-2] == "the time limit: finishing the step, then saving"
+    assert "the time limit: finishing the step, then saving" in lines
     assert lines[-1].startswith("stopped at step")
 
 
@@ -104,11 +122,11 @@ def test_evaluation_in_a_file(straight, pictures, tmp_path):
     argv += ["--features", "tests.support.features:eight", "--num_images", 12, "--steps", 2]
     argv += ["--nearest", 2, "--likelihood", 2, "--losses", 4, "--output_dir", tmp_path / "out"]
     lines = log_of(evaluate.main, argv, tmp_path).splitlines()
-    assert re.fullmatch(rf"sampling {straight}/model, step 2/2, took 00:\d\d", lines[0])
-    assert re.fullmatch(
-        rf"likelihood {straight}/model, evaluation 1000/1000, took 00:\d\d", lines[1]
-    )
-    assert lines[2].startswith("| ")
+    done = [line.rpartition(" ")[0] for line in lines if ", took " in line]
+    assert done == [
+        f"sampling {straight}/model, step 2/2, took",
+        f"likelihood {straight}/model, evaluation 1000/1000, took",
+    ]
     assert (tmp_path / "log").stat().st_size < 4000
 
 
