@@ -88,9 +88,7 @@ def test_libraries_draw_no_bars_into_a_file(pictures, tmp_path, monkeypatch):
     done = subprocess.run(
         command, cwd=ROOT, env=environment(), capture_output=True, timeout=300, check=True
     )
-    assert re.fullmatch(
-        r"step 1/1, loss \d\.\d+, \d+ images/s, took 00:\d\d\n", checked(done.stderr)
-    )
+    assert STEP.fullmatch(checked(done.stderr).removesuffix("\n"))
 
 
 def test_a_resumed_run_goes_on_with_its_lines(pictures, tmp_path):
@@ -127,7 +125,7 @@ def test_evaluation_in_a_file(straight, pictures, tmp_path):
         f"sampling {straight}/model, step 2/2, took",
         f"likelihood {straight}/model, evaluation 1000/1000, took",
     ]
-    assert (tmp_path / "log").stat().st_size < 4000
+    assert (tmp_path / "log").stat().st_size < 10_000
 
 
 @pytest.mark.parametrize(
