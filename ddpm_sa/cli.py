@@ -24,6 +24,7 @@ from jsonargparse import (
 
 from ddpm_sa import __version__
 from ddpm_sa.errors import UserError, require
+from ddpm_sa.progress import silence_bars_of_libraries
 from ddpm_sa.settings.unused import unused_settings
 from ddpm_sa.settings.words import flag_types, given_flags, join_lists, typed_as
 
@@ -153,6 +154,7 @@ def run_program(main: Callable[[], object]) -> NoReturn:
     Under torchrun or accelerate, only process 0 prints the line. Any other exception is a fault of
     ours: it keeps its traceback, with a line below that says where to report it.
     """
+    silence_bars_of_libraries()
     try:
         main()
     except Exception as error:

@@ -28,6 +28,7 @@ from ddpm_sa.editing.editor import Editor
 from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.pipeline import Batch
+from ddpm_sa.progress import show_progress
 from ddpm_sa.settings.ranges import Count, Fraction, Index
 from sampling.common.device import resolve_device
 from sampling.common.image_files import read_images, read_mask
@@ -123,6 +124,7 @@ def main() -> None:
         "environment": describe_environment(settings.model, device),
     }
     pipeline.to(device)
+    show_progress(pipeline, settings.edit)
     method = settings.method(pipeline)
     editor = Editor(pipeline=pipeline, method=method, seed=settings.seed)
     edited = edit_images(editor, settings, given, mask)

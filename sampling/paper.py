@@ -23,6 +23,7 @@ from ddpm_sa.data.config import HeldOut
 from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.features import open_features
+from ddpm_sa.progress import show_progress
 from ddpm_sa.settings.ranges import Count, Several
 from sampling.common.device import process_device
 from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
@@ -130,7 +131,7 @@ def main() -> None:
         f"{settings.output_dir} cannot be created",
     )
     pipeline.to(device)
-    pipeline.set_progress_bar_config(disable=True)
+    show_progress(pipeline, "sampling", shown=state.is_main_process)
     context = ExperimentContext(
         name=settings.model,
         pipeline=pipeline,

@@ -24,6 +24,7 @@ from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.errors import UserError
+from ddpm_sa.progress import show_progress
 from ddpm_sa.samplers.method import Method
 from ddpm_sa.settings.ranges import Count, Index
 from sampling.common.device import process_device
@@ -125,7 +126,7 @@ def make_images(
     if not labels:
         return
     main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    pipeline.set_progress_bar_config(desc="sampling", unit="step", disable=not main)
+    show_progress(pipeline, "sampling", shown=main)
     folder, classes = Path(settings.output_dir), [c for c in labels.values() if c is not None]
     indices = list(labels)
     condition = pipeline.condition(indices, classes or None)
