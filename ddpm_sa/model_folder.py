@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import diffusers
 from huggingface_hub import create_repo, snapshot_download, upload_folder
 from PIL import Image
 
+from ddpm_sa.atomic_files import flush
 from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import FILE_NAME, ImageFormat
 from ddpm_sa.model_card import model_card
@@ -25,6 +27,8 @@ OUR_FILES = {
     "README.md",
     GRID_NAME,
 }
+# Suffixes of hidden folders beside a model that is being replaced.
+PARTIAL, EARLIER = ".partial", ".earlier"
 # In its own folder, or at the root as in old repositories.
 NETWORK_CONFIGS = ("unet/config.json", "config.json")
 SCHEDULER_CONFIGS = ("scheduler/scheduler_config.json", "scheduler_config.json")
@@ -51,6 +55,8 @@ def local_folder(folder_or_repo: str | os.PathLike) -> Path:
     folder = Path(folder_or_repo)
     if folder.exists():
         return folder
+    if set_aside(folder).is_dir():  # a process was killed while it replaced the folder
+        return set_aside(folder)
     repo = str(folder_or_repo)
     try:
         path = Path(snapshot_download(repo, allow_patterns=[*CONFIGS, *_weights("safetensors")]))
@@ -104,30 +110,67 @@ def load_scheduler(folder: Path) -> Any:
 def replace_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `folder` if the block raises no error.
 
+    Folders cannot be exchanged in one step everywhere: for a moment the earlier model has another
+    name, `set_aside`, where `local_folder` finds it if the process is killed then.
+
     Raises:
         ValueError: If `folder` holds a file that is not part of a model.
     """
     folder = folder.absolute()
-    foreign = (
-        sorted({entry.name for entry in folder.iterdir()} - OUR_FILES) if folder.exists() else []
-    )
-    if foreign:
+    restore(folder)
+    if folder.exists() and (foreign := _foreign_files(folder)):
         raise UserError(
             f"{folder} holds {foreign[0]}, which is not part of a model, so it is not replaced; "
             "choose another folder"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
+    earlier = set_aside(folder)
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=f".{folder.name}.", suffix=PARTIAL
+    ) as temporary:
+        new = Path(temporary) / "new"
         new.mkdir()
         yield new
+        for path in (*new.rglob("*"), new):
+            flush(path)
         if folder.exists():
-            folder.rename(old)
+            folder.rename(earlier)
         try:
             new.rename(folder)
         except OSError:
-            old.rename(folder)
+            earlier.rename(folder)
             raise
+        flush(folder.parent)
+    _remove_earlier(folder)
+
+
+def set_aside(folder: Path) -> Path:
+    """The name of a model folder while another takes its place."""
+    return folder.with_name(f".{folder.name}{EARLIER}")
+
+
+def restore(folder: Path) -> None:
+    """Finish what a killed process began: put an earlier model back, or remove it if replaced."""
+    if not folder.exists() and set_aside(folder).is_dir():
+        set_aside(folder).rename(folder)
+    _remove_earlier(folder)
+
+
+def restore_all(parent: Path) -> None:
+    """`restore` every model in a folder of models."""
+    for path in parent.glob(f".*{EARLIER}"):
+        restore(path.with_name(path.name[1:].removesuffix(EARLIER)))
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove a model that was replaced, unless it has become something else."""
+    earlier = set_aside(folder)
+    if folder.exists() and earlier.is_dir() and not _foreign_files(earlier):
+        shutil.rmtree(earlier)
+
+
+def _foreign_files(folder: Path) -> list[str]:
+    return sorted({entry.name for entry in folder.iterdir()} - OUR_FILES)
 
 
 def write_card(

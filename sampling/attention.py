@@ -22,7 +22,7 @@ from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention_slots import attention_layers
 from sampling.common.device import resolve_device
 from sampling.common.model_loading import ModelSettings
-from sampling.common.output_folder import make_output_folder, require_matplotlib
+from sampling.common.output_folder import hold_output_folder, require_matplotlib
 from sampling.common.trajectory import (
     AttentionTrajectory,
     SampleSpec,
@@ -81,13 +81,19 @@ class Settings(ModelSettings):
 def main() -> None:
     settings = parse(Settings, gather_queries(sys.argv[1:]))
     require_matplotlib()
+    with hold_output_folder(settings.output_dir):
+        draw(settings)
+
+
+def draw(settings: Settings) -> None:
+    """Sample the image, and draw what its attention looks at."""
     pipeline = settings.open(settings.model)
     layer = _choose_layer(pipeline, settings.layer)
     _check_queries(settings.query, pipeline.image_format.size)
     spec = settings.spec()
     spec.count_evaluations(pipeline)  # raises for settings that cannot be used
     pipeline.to(resolve_device(settings.device))
-    folder = make_output_folder(Path(settings.output_dir))
+    folder = Path(settings.output_dir)
 
     pipeline.set_progress_bar_config(desc="denoising", unit="evaluation")
     trajectory = _record(pipeline, spec, settings.query)

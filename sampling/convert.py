@@ -29,8 +29,10 @@ from ddpm_sa.checkpoints import from_ddpm_tf, from_openai, from_pesser
 from ddpm_sa.checkpoints.reading import read_weights
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.errors import UserError
+from ddpm_sa.folder_lock import lock_beside
 from ddpm_sa.model_folder import load_scheduler
 from ddpm_sa.models.config import not_in_diffusers
+from sampling.common.output_folder import hold_output_folder
 
 # A name that occurs in weights of this kind only.
 NAME_PATTERNS = {
@@ -121,6 +123,12 @@ def main() -> None:
     if words and not words[0].startswith("-"):
         words.insert(0, "--source")
     settings = parse(Settings, words)
+    with hold_output_folder(settings.output_dir, lock_of=lock_beside):
+        convert(settings)
+
+
+def convert(settings: Settings) -> None:
+    """Write the model folder."""
     source, folder = Path(settings.source), Path(settings.output_dir)
     _check_empty(folder)
     weights = read_weights(source, settings.entry)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
     {"randomness", "image_format", "atomic_files", "cli", "distributed", "condition"},
+    {"folder_lock"},
     {
         "models.attention",
         "models.embedding",

@@ -15,7 +15,7 @@ from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.load import open_images
 from ddpm_sa.distributed import leave
 from training.checkpoint.resume import find_checkpoint
-from training.checkpoint.run_folder import RunFolder, make_ema_pipeline
+from training.checkpoint.run_folder import RunFolder, hold_run_folder, make_ema_pipeline
 from training.checkpoint.state import TrainingState
 from training.config import TrainConfig
 from training.distributed.accelerator import make_accelerator, make_layout, resolve_settings
@@ -31,7 +31,9 @@ from training.reporting.startup import startup_report
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train with the settings of the command line, then leave the process group."""
-    train(parse(TrainConfig, argv, __doc__))
+    config = resolve_settings(parse(TrainConfig, argv, __doc__))
+    with hold_run_folder(config.output_dir):
+        train(config)
     leave()
 
 
@@ -39,8 +41,11 @@ def train(config: TrainConfig) -> None:
     """Train with this configuration; the model is written to output_dir/model at the end.
 
     Settings are checked before anything is written.
+
+    Args:
+        config: From `resolve_settings`; its folder is held.
     """
-    config, layout = resolve_settings(config), make_layout(config)
+    layout = make_layout(config)
     images = open_images(config.data, config.seed)
     network = build_network(config.model, images, config.seed, config.objective.learned_variance)
     images = images.pad_to(*height_and_width(network.config["sample_size"]))
@@ -52,7 +57,8 @@ def train(config: TrainConfig) -> None:
     prepared, optimizer = prepare(accelerator, network, config)
     averages = Averages(network, config.ema)
     pipeline = make_ema_pipeline(network, averages.main, scheduler, images)
-    run = RunFolder(accelerator, config, images, TrainingState(network, averages, optimizer))
+    training_state = TrainingState(network, averages, optimizer)
+    run = RunFolder(accelerator, config, images, training_state, pipeline)
     start, log_state = run.restore(checkpoint)
     accelerator.print(*notes, startup_report(config, layout, images, network, start), sep="\n")
 
@@ -83,7 +89,7 @@ def train(config: TrainConfig) -> None:
                 run.save(progress.step, log.state())
             if last:
                 break
-        run.finish(pipeline, evaluate.final_samples())
+        run.finish(evaluate.final_samples())
     accelerator.print(log.summary(stop.reason))
 
 

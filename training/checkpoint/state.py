@@ -1,13 +1,15 @@
 """Checkpoints: written under a temporary name, flushed and renamed; verified before use.
 
 A checkpoint is a folder with weights, averages and optimiser state by parameter name (safetensors),
-state.json, and manifest.json with the size and SHA-256 of each file.
+state.json, the configurations of the network, the scheduler and the images, and manifest.json with
+the size and SHA-256 of each file.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,14 @@ from training.ema import Averages
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+# The optimisers' state of one parameter.
+ADAM_STATE, MUON_STATE = {"step", "exp_avg", "exp_avg_sq"}, {"momentum"}
 UNFINISHED = (
     "checkpoints/step-*.partial",
-    ".model[.-]*",
+    ".model.*.partial",
+    ".model-*.*.partial",
     "config.yaml.partial",
+    "skipped.txt.partial",
     "metrics.jsonl.partial",
     ".launches.partial",
     "samples/step-*.png.partial",
@@ -64,35 +70,80 @@ class TrainingState:
         weights |= {"raw": dict(self.network.state_dict())} if raw else {}
         return {name: gather_full(tensors, keep) for name, tensors in weights.items()}
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path) -> list[str]:
         """Load the tensors of a checkpoint.
 
+        A further average that it lacks starts as a copy of its weights; where the optimiser is
+        another one, the state of a parameter starts anew.
+
+        Returns:
+            A note to print for each of these.
+
         Raises:
-            ValueError: If they do not fit this network.
+            ValueError: If the weights do not fit this network.
         """
-        current = self.network.state_dict()
-        weights = {
-            name: distribute_like(current[name], value) if name in current else value
-            for name, value in load_file(folder / "weights.safetensors").items()
-        }
-        try:
-            self.network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise UserError(f"{folder} does not fit the network: {error}") from error
+        self._load_weights(load_file(folder / "weights.safetensors"), folder)
+        notes = []
         for name, ema in self.averages.by_name.items():
-            ema.load_state_dict(load_file(folder / f"{name}.safetensors"))
+            path = folder / f"{name}.safetensors"
+            if name != "ema" and not path.exists():
+                ema.restart()
+                notes.append(f"new         {name}: {folder} lacks it; it starts from the weights")
+            else:
+                ema.load_state_dict(load_file(path))
+        return notes + self._load_optimizer(load_file(folder / "optimizer.safetensors"))
+
+    def _load_weights(self, weights: dict[str, Tensor], folder: Path) -> None:
+        current = self.network.state_dict()
+        wrong = [
+            name
+            for name in sorted(current.keys() | weights.keys())
+            if name not in weights
+            or name not in current
+            or weights[name].shape != current[name].shape
+        ]
+        if wrong:
+            raise UserError(
+                f"{folder} does not fit the network: {len(wrong)} weights are missing, not "
+                f"expected or of another shape, {wrong[0]} first. Use the run's settings of the "
+                "network, its channels and its classes; --override cannot change these"
+            )
+        self.network.load_state_dict(
+            {name: distribute_like(current[name], value) for name, value in weights.items()}
+        )
+
+    def _load_optimizer(self, saved: dict[str, Tensor]) -> list[str]:
+        states: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for name, value in saved.items():
+            owner, _, quantity = name.rpartition(":")
+            states[owner][quantity] = value
+        groups = self.optimizer.param_groups
+        by_muon = {id(one) for group in groups if group.get("muon") for one in group["params"]}
         parameters = dict(self.network.named_parameters())
-        for name, value in load_file(folder / "optimizer.safetensors").items():
-            owner, _, key = name.rpartition(":")
+        other = []
+        for owner, state in states.items():
             parameter = parameters[owner]
-            if value.shape == parameter.shape:
-                # In the memory format of the parameter, as the optimiser creates it.
-                value = distribute_like(parameter, value)
-                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            # Adam's step count is a scalar, which the optimiser keeps on the CPU unless fused.
-            elif self.optimizer.param_groups[0].get("fused"):
-                value = value.to(parameter.device)
-            self.optimizer.state[parameter][key] = value
+            if state.keys() != (MUON_STATE if id(parameter) in by_muon else ADAM_STATE):
+                other.append(owner)
+                continue
+            for quantity, value in state.items():
+                self.optimizer.state[parameter][quantity] = self._to_state(parameter, value)
+        if not other:
+            return []
+        return [
+            f"new         the optimiser's state of {len(other)} of {len(states)} parameters, which "
+            "another optimiser saved"
+        ]
+
+    def _to_state(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """A tensor of the optimiser's state as the optimiser creates it."""
+        if value.shape == parameter.shape:
+            value = distribute_like(parameter, value)
+            # In the memory format of the parameter.
+            return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        # Adam's step count is a scalar, which the optimiser keeps on the CPU unless fused.
+        fused = self.optimizer.param_groups[0].get("fused")
+        return value.to(parameter.device) if fused else value
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -106,6 +157,7 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: int,
     keep_every: int | None = None,
+    describe: Callable[[Path], object] = lambda folder: None,
 ) -> None:
     """Write a checkpoint atomically, then remove the oldest.
 
@@ -115,11 +167,13 @@ def save_checkpoint(
         state: Plain values for state.json.
         keep: Number of valid checkpoints to keep, this one included.
         keep_every: Also keep those whose step is a multiple of this.
+        describe: Writes further files into a folder: what the weights are of.
     """
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
+        describe(aside)
         _write_checkpoint(aside, tensors, state)
         if folder.exists():  # a damaged one, which was skipped on resume
             shutil.rmtree(folder)
@@ -132,7 +186,7 @@ def save_checkpoint(
 
 
 def remove_unfinished(run: Path) -> None:
-    """Remove partial files that a killed process left in a run."""
+    """Remove partial files that a killed process left in a run, which nobody may be writing."""
     for pattern in UNFINISHED:
         for path in run.glob(pattern):
             if path.is_dir():
