@@ -33,7 +33,7 @@ LOCK = ".ddpm_sa.lock"
 # A process that was told to end, by a cluster that starts its job again, may need a moment.
 PATIENCE = 10.0
 HEARTBEAT, STALE = 10.0, 60.0
-POLL = 0.1
+POLL, CONFIRM = 0.1, 1.0
 
 
 def lock_in(folder: Path) -> Path:
@@ -115,12 +115,15 @@ class _Lock:
         """Try until the lock is free, or its holder is known to be alive."""
         watch = _Watch()
         while self.file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as stack:
                 try:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
                     file = stack.enter_context(self.path.open("a+b", buffering=0))
-                except FileNotFoundError:  # another process has just removed its empty folder
-                    continue
+                except (FileNotFoundError, FileExistsError):
+                    home = self.path.parent
+                    if os.path.lexists(home) and not home.is_dir():
+                        raise
+                    continue  # another process has just removed its empty folder
                 locked = _lock(file)
                 if self._is_current(file):
                     holder = _read(file)
@@ -144,7 +147,7 @@ class _Lock:
         file.truncate(0)
         file.write(json.dumps(holder).encode())
         if confirm:  # two may have seen the file free; the last one to write has it
-            time.sleep(1)
+            time.sleep(CONFIRM)
             if (other := _read(file)) != holder:
                 raise self._refusal(other)
 
