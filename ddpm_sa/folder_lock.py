@@ -43,7 +43,7 @@ def lock_in(folder: Path) -> Path:
 
 def lock_beside(folder: Path) -> Path:
     """The lock of a folder that is replaced as a whole, beside it."""
-    return folder.with_name(f".{folder.name}{LOCK}")
+    return folder.parent / f".{folder.name}{LOCK}"
 
 
 @contextlib.contextmanager

@@ -137,8 +137,9 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             folder.rename(earlier)
         try:
             new.rename(folder)
-        except OSError:
-            earlier.rename(folder)
+        except BaseException:
+            if not folder.exists() and earlier.exists():
+                earlier.rename(folder)
             raise
         flush(folder.parent)
     _remove_earlier(folder)
@@ -156,9 +157,9 @@ def restore(folder: Path) -> None:
     _remove_earlier(folder)
 
 
-def restore_all(parent: Path) -> None:
-    """`restore` every model in a folder of models."""
-    for path in parent.glob(f".*{EARLIER}"):
+def restore_all(parent: Path, names: str) -> None:
+    """`restore` every model of a folder whose name matches the pattern."""
+    for path in parent.glob(f".{names}{EARLIER}"):
         restore(path.with_name(path.name[1:].removesuffix(EARLIER)))
 
 

@@ -40,7 +40,8 @@ def left_by(holder: dict, folder: Path, age: float = 0.0) -> Path:
     """The file of a lock, as its holder last touched it."""
     folder.mkdir(exist_ok=True)
     lock_in(folder).write_text(json.dumps(holder))
-    os.utime(lock_in(folder), (time.time() - age,) * 2)
+    touched = time.time() - age
+    os.utime(lock_in(folder), (touched, touched))
     return lock_in(folder)
 
 

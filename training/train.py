@@ -16,7 +16,7 @@ from ddpm_sa.data.load import open_images
 from ddpm_sa.distributed import leave
 from training.checkpoint.resume import find_checkpoint
 from training.checkpoint.run_folder import RunFolder, hold_run_folder, make_ema_pipeline
-from training.checkpoint.state import TrainingState
+from training.checkpoint.training_state import TrainingState
 from training.config import TrainConfig
 from training.distributed.accelerator import make_accelerator, make_layout, resolve_settings
 from training.distributed.interrupt import StopRequest

@@ -100,6 +100,7 @@ def held(tmp_path):
         process.start()
         processes.append(process)
         assert ready.wait(60)
+        assert process.pid is not None
         return process.pid
 
     yield start

@@ -19,12 +19,12 @@ from ddpm_sa.models.unet import UNet
 from ddpm_sa.pipeline import Pipeline
 from training.checkpoint.resume import record_launch, run_identity, set_aside_later_checkpoints
 from training.checkpoint.state import (
-    TrainingState,
     checkpoint_path,
     load_state,
     remove_unfinished,
     save_checkpoint,
 )
+from training.checkpoint.training_state import TrainingState
 from training.config import TrainConfig
 from training.distributed.accelerator import by_process_0, describe_environment
 from training.distributed.fsdp import full_tensor
@@ -86,13 +86,13 @@ class RunFolder:
 
     def _begin(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        restore_all(self.path)
+        restore_all(self.path, "model*")
         remove_unfinished(self.path)
         save_config(self.config, self.path / "config.yaml")
         if self.skipped:
             text = "\n".join(self.skipped) + "\n"
-            with write_atomically(self.path / "skipped.txt") as partial:
-                partial.write_text(text, encoding="utf-8")
+            with write_atomically(self.path / "skipped.txt") as file:
+                file.write_text(text, encoding="utf-8")
 
     def restore(self, checkpoint: Path | None) -> tuple[int, dict[str, Any]]:
         """Load a checkpoint, if any, then begin to write the folder.
