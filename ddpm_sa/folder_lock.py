@@ -106,7 +106,7 @@ class _Lock:
         with self.file, contextlib.suppress(OSError):
             if self._is_current(self.file):
                 # Empty, it names no holder, where an open file cannot be removed (Windows).
-                self.file.truncate(0)
+                os.truncate(self.path, 0)
                 self.path.unlink()
         self.file = None
         self._remove_created()
@@ -118,13 +118,13 @@ class _Lock:
             with contextlib.ExitStack() as stack:
                 try:
                     self.path.parent.mkdir(parents=True, exist_ok=True)
-                    file = stack.enter_context(self.path.open("a+b", buffering=0))
+                    file, locked = self._open()
                 except (FileNotFoundError, FileExistsError):
                     home = self.path.parent
                     if os.path.lexists(home) and not home.is_dir():
                         raise
                     continue  # another process has just removed its empty folder
-                locked = _lock(file)
+                stack.enter_context(file)
                 if self._is_current(file):
                     holder = _read(file)
                     state = watch.state(file, locked, holder)
@@ -137,6 +137,16 @@ class _Lock:
                         return
             time.sleep(POLL)
 
+    def _open(self) -> tuple[FileIO, bool | None]:
+        """Open the file and try to lock it, with the result of `_lock`."""
+        # Not for writing if it can be helped: a disk with such a file cannot be made read-only.
+        file = FileIO(os.open(self.path, os.O_RDONLY | os.O_CREAT, 0o666))
+        if (locked := _lock(file)) is None:  # NFS locks files that are open for writing alone
+            file.close()
+            file = FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666))
+            locked = _lock(file)
+        return file, locked
+
     def _write_holder(self, file: FileIO, confirm: bool) -> None:
         holder = {
             "pid": os.getpid(),
@@ -144,8 +154,7 @@ class _Lock:
             "since": datetime.now().astimezone().isoformat(" ", "seconds"),
             "command": command_line(),
         }
-        file.truncate(0)
-        file.write(json.dumps(holder).encode())
+        self.path.write_text(json.dumps(holder), encoding="utf-8")
         if confirm:  # two may have seen the file free; the last one to write has it
             time.sleep(CONFIRM)
             if (other := _read(file)) != holder:
