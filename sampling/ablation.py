@@ -32,7 +32,7 @@ from ddpm_sa.settings.ranges import Count, Several
 from sampling.common.device import resolve_device
 from sampling.common.model_loading import ModelSettings
 from sampling.common.output_folder import (
-    make_output_folder,
+    hold_output_folder,
     require_matplotlib,
 )
 
@@ -81,6 +81,12 @@ class Row:
 def main() -> None:
     settings = parse(Settings)
     require_matplotlib()
+    with hold_output_folder(settings.output_dir):
+        ablate(settings)
+
+
+def ablate(settings: Settings) -> None:
+    """Sample with each replacement of attention, and compare."""
     pipeline = settings.open(settings.model)
     layers = list(attention_layers(pipeline.unet))
     pipeline.to(resolve_device(settings.device))
@@ -94,7 +100,7 @@ def main() -> None:
         sample = partial(_sample, pipeline, settings, progress)
         # Same batches as the other rows, so that their sums are rounded alike.
         images, others = (sample(range(i, i + count)) for i in (0, count))
-        folder = make_output_folder(Path(settings.output_dir))
+        folder = Path(settings.output_dir)
         rows = [Row([], "none", 0.0, energy_distance(images, others))]
         pictures = [images]
         for group in groups:

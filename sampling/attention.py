@@ -21,7 +21,7 @@ from ddpm_sa.models.attention_slots import attention_layers
 from ddpm_sa.progress import ProgressBar
 from ddpm_sa.settings.ranges import Index
 from sampling.common.device import resolve_device
-from sampling.common.output_folder import make_output_folder, require_matplotlib
+from sampling.common.output_folder import hold_output_folder, require_matplotlib
 from sampling.common.sampler_settings import SamplerSettings
 from sampling.common.trajectory import (
     AttentionTrajectory,
@@ -95,13 +95,19 @@ class Settings(SamplerSettings):
 def main() -> None:
     settings = parse(Settings)
     require_matplotlib()
+    with hold_output_folder(settings.output_dir):
+        draw(settings)
+
+
+def draw(settings: Settings) -> None:
+    """Sample the image, and draw what its attention looks at."""
     pipeline = settings.open(settings.model)
     layer = _choose_layer(pipeline, settings.layer)
     _check_queries(settings.query, pipeline.image_format.size)
     pipeline.to(resolve_device(settings.device))
     spec = settings.spec(pipeline)
     which = settings.describe(spec, pipeline)  # raises for a class that there is not
-    folder = make_output_folder(Path(settings.output_dir))
+    folder = Path(settings.output_dir)
 
     trajectory = _record(pipeline, spec, settings.query)
     names = draw_figures(trajectory, layer, which, folder)

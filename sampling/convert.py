@@ -27,9 +27,11 @@ from ddpm_sa.checkpoints.entries import Entry
 from ddpm_sa.checkpoints.reading import read_weights
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.errors import UserError, require
+from ddpm_sa.folder_lock import lock_beside
 from ddpm_sa.model_folder import SCHEDULER_CONFIGS, load_scheduler
 from ddpm_sa.models.config import not_in_diffusers
 from ddpm_sa.settings.ranges import Count, check_ranges
+from sampling.common.output_folder import hold_output_folder
 
 ORIGINS = {
     "ddpm_tf": "hojonathanho/diffusion",
@@ -124,6 +126,12 @@ def main() -> None:
     if words and not words[0].startswith("-"):
         words.insert(0, "--source")
     settings = parse(Settings, words)
+    with hold_output_folder(settings.output_dir, lock_of=lock_beside):
+        convert(settings)
+
+
+def convert(settings: Settings) -> None:
+    """Write the model folder."""
     source, folder = Path(settings.source), Path(settings.output_dir)
     _check_empty(folder)
     entry = read_weights(source, settings.entry, settings.kind)

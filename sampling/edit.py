@@ -26,6 +26,7 @@ from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.editing.editor import Editor
 from ddpm_sa.errors import UserError
+from ddpm_sa.folder_lock import LOCK
 from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.pipeline import Batch
 from ddpm_sa.progress import show_progress
@@ -33,7 +34,7 @@ from ddpm_sa.settings.ranges import Count, Fraction, Index
 from sampling.common.device import resolve_device
 from sampling.common.image_files import read_images, read_mask
 from sampling.common.model_loading import describe_environment, model_identity
-from sampling.common.output_folder import make_output_folder
+from sampling.common.output_folder import hold_output_folder
 from sampling.common.sample_folder import GRID, image_path, save_images, save_picture
 from sampling.common.sampler_settings import SamplerSettings
 
@@ -113,6 +114,12 @@ class Settings(SamplerSettings):
 
 def main() -> None:
     settings = parse(Settings)
+    with hold_output_folder(settings.output_dir):
+        edit(settings)
+
+
+def edit(settings: Settings) -> None:
+    """Edit the images, and replace the edit that the folder holds, if any."""
     pipeline = settings.open(settings.model)
     image_format = pipeline.image_format
     given = read_images(settings.image, image_format)
@@ -177,14 +184,13 @@ def write_record(folder: Path, record: dict[str, Any], names: Sequence[str]) -> 
 
 
 def check_earlier_edit(folder: Path, new_names: Sequence[str]) -> list[str]:
-    """Create the folder, or find the images that the edit.json in it names.
+    """Find the images that the edit.json in the folder names; none if the folder is empty.
 
     Raises:
         ValueError: If the folder holds other things but no edit.json, if edit.json is not one of
             ours, or if a new image would overwrite a file that it does not name.
     """
-    make_output_folder(folder)
-    if not any(folder.iterdir()):
+    if {path.name for path in folder.iterdir()} <= {LOCK}:
         return []
     earlier = _read_image_names(folder / RECORD)
     for name in new_names:

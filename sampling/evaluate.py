@@ -12,7 +12,6 @@ each number.
 
 import dataclasses
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,14 +24,14 @@ from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.config import HeldOut
 from ddpm_sa.data.dataset import Images
-from ddpm_sa.distributed import by_process_0, join, leave
+from ddpm_sa.distributed import join, leave
 from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.samplers.method import Method
 from ddpm_sa.settings.ranges import Count, Index, Several
 from sampling.common.device import process_device
 from sampling.common.model_loading import describe_environment, model_identity
-from sampling.common.output_folder import make_output_folder, require_matplotlib
+from sampling.common.output_folder import hold_output_folder, require_matplotlib
 from sampling.common.sampler_settings import SamplerSettings
 from sampling.evaluation.held_out_loss import Diagnostics, evaluate_likelihood, measure_losses
 from sampling.evaluation.image_sets import (
@@ -118,6 +117,13 @@ def main() -> None:
     settings = parse(Settings)
     state = join()
     require_matplotlib()
+    with hold_output_folder(settings.output_dir, shared=True):
+        evaluate(settings, state)
+    leave()
+
+
+def evaluate(settings: Settings, state: PartialState) -> None:
+    """Score the image sets and run the diagnostics, shared by the processes."""
     device = process_device(state, settings.device)
     extractor = open_features(settings.features, device)
     pipelines = {name: settings.open(name) for name in settings.model}
@@ -137,11 +143,6 @@ def main() -> None:
         need_labels=bool(settings.likelihood or settings.losses),
         need_held_out=bool(settings.nearest or settings.likelihood),
     )
-    folder = by_process_0(
-        partial(make_output_folder, Path(settings.output_dir)),
-        f"{settings.output_dir} cannot be created",
-    )
-
     real = summarise_reference(images, extractor, settings.batch_size, state)
     results: list[Scores] = []
     first_images: dict[str, FirstImages] = {}
@@ -165,8 +166,8 @@ def main() -> None:
             *(f"warning: {warning}" for warning in warnings),
         ]:
             print(line)
+        folder = Path(settings.output_dir)
         write_evaluation(folder, record, results, extractor, diagnostics, images)
-    leave()
 
 
 def open_image_sets(

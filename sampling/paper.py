@@ -11,16 +11,17 @@ lists the cost of each and the results so far.
 import dataclasses
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from accelerate import PartialState
+
 from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import command_line, parse, run_program
 from ddpm_sa.data.config import HeldOut
-from ddpm_sa.distributed import by_process_0, join, leave
+from ddpm_sa.distributed import join, leave
 from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.progress import show_progress
@@ -28,7 +29,7 @@ from ddpm_sa.settings.ranges import Count, Several
 from sampling.common.device import process_device
 from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
 from sampling.common.output_folder import (
-    make_output_folder,
+    hold_output_folder,
     require_matplotlib,
 )
 from sampling.common.sampler_settings import SamplerSettings
@@ -105,6 +106,13 @@ def main() -> None:
     settings = parse(Settings)
     state = join()
     require_matplotlib()
+    with hold_output_folder(settings.output_dir, shared=True):
+        run_experiments(settings, state)
+    leave()
+
+
+def run_experiments(settings: Settings, state: PartialState) -> None:
+    """Run the experiments, shared by the processes."""
     device = process_device(state, settings.device)
     pipeline = settings.open(settings.model)
     if pipeline.unet.config["num_class_embeds"] is not None:
@@ -126,10 +134,7 @@ def main() -> None:
     extractor = open_features(settings.features, device) if wants_features else None
     environment = describe_environment(settings.model, device, state.num_processes)
     environment |= model_identity(pipeline)
-    folder = by_process_0(
-        partial(make_output_folder, Path(settings.output_dir)),
-        f"{settings.output_dir} cannot be created",
-    )
+    folder = Path(settings.output_dir)
     pipeline.to(device)
     show_progress(pipeline, "sampling", shown=state.is_main_process)
     context = ExperimentContext(
@@ -158,7 +163,6 @@ def main() -> None:
                 with write_atomically(folder / f"{name}.json") as aside:
                     aside.write_text(json.dumps(record, indent=1) + "\n")
     state.wait_for_everyone()
-    leave()
 
 
 if __name__ == "__main__":

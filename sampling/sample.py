@@ -19,6 +19,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from accelerate import PartialState
 
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
@@ -29,6 +30,7 @@ from ddpm_sa.samplers.method import Method
 from ddpm_sa.settings.ranges import Count, Index
 from sampling.common.device import process_device
 from sampling.common.model_loading import describe_environment, model_identity
+from sampling.common.output_folder import hold_output_folder
 from sampling.common.sample_folder import GRID, prepare_folder, save_array, save_grid, save_images
 from sampling.common.sampler_settings import SamplerSettings
 from sampling.figures.animation import save_denoising_animation
@@ -89,6 +91,13 @@ class Settings(SamplerSettings):
 def main() -> None:
     settings = parse(Settings)
     state = join()
+    with hold_output_folder(settings.output_dir, shared=True):
+        sample(settings, state)
+    leave()
+
+
+def sample(settings: Settings, state: PartialState) -> None:
+    """Make the images that the folder lacks, shared by the processes, and the grid."""
     pipeline = settings.open(settings.model, settings.compile)
     indices, image_format = settings.selected_indices(), pipeline.image_format
     labels: dict[int, int | None] = dict.fromkeys(indices)
@@ -116,7 +125,6 @@ def main() -> None:
             path = folder / f"denoising.{settings.animation}"
             save_denoising_animation(path, pipeline, method, settings.seed, indices[:16], labels)
         print(f"{len(missing)} images made, {len(indices) - len(missing)} existed: {folder / GRID}")
-    leave()
 
 
 def make_images(

@@ -16,6 +16,7 @@ FLOORS = [
     {"errors", "progress"},
     {"json_files", "hub", "settings"},
     {"randomness", "image_format", "atomic_files", "cli", "distributed", "condition"},
+    {"folder_lock"},
     {"models.resampling"},
     {
         "models.attention",

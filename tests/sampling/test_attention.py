@@ -300,4 +300,4 @@ def test_a_file_is_no_output_folder(models, attention, tmp_path):
         "--model", models / "grey", "--output_dir", tmp_path / "out" / "more"
     )
     assert (code, error.count("\n")) == (2, 1)
-    assert "cannot be created: Not a directory" in error
+    assert "cannot be written: Not a directory" in error
