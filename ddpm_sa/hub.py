@@ -37,6 +37,7 @@ def local_folder(
     configs: Sequence[str] = (),
     variant: str | None = None,
     options: HubOptions | None = None,
+    *,
     weights: bool = True,
 ) -> Path:
     """Return a local folder as it is, or download a repository into the cache.
@@ -47,7 +48,7 @@ def local_folder(
         configs: Further JSON files to download if they exist.
         variant: Of the weights, such as "fp16"; others are not downloaded.
         options: How to download.
-        weights: Whether to download the weights too; False for the configurations alone.
+        weights: Whether to download the weights too; False for the JSON files alone.
 
     Raises:
         UserError: If it is neither a local folder nor a repository, or has no such revision.
@@ -58,8 +59,9 @@ def local_folder(
     options = options or HubOptions()
     networks = [f"{place}/config.json".lstrip("/") for place in places]
 
-    def download(*weights_patterns: str) -> Path:
-        patterns = [*networks, *configs, *weights_patterns]
+    def download(suffix: str | None) -> Path:
+        files = _weights(places, suffix, variant) if suffix else []
+        patterns = [*networks, *configs, *files]
         path = snapshot_download(
             str(folder_or_repo),
             allow_patterns=patterns,
@@ -71,14 +73,13 @@ def local_folder(
         return Path(path)
 
     try:
+        path = download("safetensors" if weights else None)
         if not weights:
-            return download()
-        safetensors = _weights(places, "safetensors", variant)
-        path = download(*safetensors)
-        if any(any(path.glob(name)) for name in safetensors):
+            return path
+        if any(any(path.glob(name)) for name in _weights(places, "safetensors", variant)):
             return path
         # Old repositories have no other weights than pickles; they are read as tensors alone.
-        return download(*_weights(places, "bin", variant))
+        return download("bin")
     except RevisionNotFoundError as error:
         raise UserError(f"{folder_or_repo} has no revision {options.revision!r}") from error
     except (OSError, ValueError) as error:

@@ -27,6 +27,8 @@ from ddpm_sa.samplers.schedulers import Options
 INITIAL_NOISE = "sampling: x_T"
 STEP_NOISE = "sampling: step"
 
+Classes = int | str | Sequence[int | str] | None
+"""Classes of images, by index or by name; see `Pipeline.condition`."""
 StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 """diffusers' callback_on_step_end; see `Pipeline.__call__`."""
 
@@ -77,7 +79,7 @@ class Pipeline(PipelineFiles):
         seed: int = 0,
         batch_size: int = 8,
         scheduler: str = "ddim",
-        class_labels: int | Sequence[int] | None = None,
+        class_labels: Classes = None,
         output_type: Literal["pil", "np", "pt", "values"] = "pil",
         indices: Sequence[int] | None = None,
         scheduler_options: Options | None = None,
@@ -95,7 +97,8 @@ class Pipeline(PipelineFiles):
             batch_size: Images at once, for speed alone.
             scheduler: One of `ddpm_sa.samplers.schedulers.SCHEDULERS`.
             class_labels: For a class-conditional network: one class for all, or one for each
-                image; image i has class i modulo the number of classes, if None.
+                image, by index or by name; image i has class i modulo the number of classes, if
+                None.
             output_type: "pil"; or "np", (N, H, W, C), or "pt", (N, C, H, W), in [0, 1], float32;
                 or "values", (N, H, W, C), of the type and range that the training images had.
             indices: Sample these images instead of the first num_images.
@@ -291,15 +294,15 @@ class Pipeline(PipelineFiles):
             weaker=weaker and weaker.unet.eval().to(self.device),
         )
 
-    def condition(
-        self, indices: Sequence[int], class_labels: int | Sequence[int] | None = None
-    ) -> Condition:
+    def condition(self, indices: Sequence[int], class_labels: Classes = None) -> Condition:
         """The conditioning of each image, on the CPU; empty for an unconditional network.
 
         Args:
             indices: Which images; image i has class i modulo the number of classes if
                 class_labels is None.
-            class_labels: One class for all, or one for each image.
+            class_labels: One class for all, or one for each image: an index, or a name of
+                `image_format.labels`. A class whose name is a number goes by its name if it is
+                given as a string.
 
         Raises:
             ValueError: If the network has no classes, not that many, or not every image has one.
@@ -313,7 +316,7 @@ class Pipeline(PipelineFiles):
             # Without the class that stands for "no label", if there is one.
             num_named = config.num_class_embeds if names is None else len(names)
             class_labels = [index % num_named for index in indices]
-        labels = checked_labels(class_labels, len(indices), config.num_class_embeds)
+        labels = checked_labels(class_labels, len(indices), config.num_class_embeds, names)
         return Condition(class_labels=labels)
 
 

@@ -2,12 +2,14 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import DDPMPipeline, DiffusionPipeline
 from PIL import Image
+from torch import Tensor
 
 from ddpm_sa import model_folder
 from ddpm_sa.errors import UserError
@@ -57,6 +59,35 @@ class PipelineFiles(DiffusionPipeline):
                 grid,
                 about,
             )
+
+    def save_configs(self, folder: str | os.PathLike) -> None:
+        """Write what describes the pipeline, but no weights, for `from_weights`.
+
+        Writes config.json (the network), scheduler_config.json and images.json.
+        """
+        folder = Path(folder)
+        self.unet.save_config(folder)
+        self.scheduler.save_config(folder)
+        self.image_format.save(folder)
+
+    @classmethod
+    def from_weights(cls, folder: str | os.PathLike, weights: Mapping[str, Tensor]) -> Self:
+        """Make a pipeline from a folder that `save_configs` wrote, and the network's weights.
+
+        Raises:
+            ValueError: If the folder does not describe a pipeline, or not that of these weights.
+        """
+        folder = Path(folder)
+        config = UNet.load_config(folder)
+        assert isinstance(config, dict)
+        with torch.device("meta"):
+            unet = UNet(**{key: value for key, value in config.items() if key[0] != "_"})
+        try:
+            unet.load_state_dict(weights, assign=True)
+        except RuntimeError as error:
+            raise UserError(f"the weights are not of the network in {folder}: {error}") from error
+        # The constructor is Pipeline's.
+        return cls(unet.eval(), model_folder.load_scheduler(folder), ImageFormat.load(folder))  # pyright: ignore[reportCallIssue]
 
     def push_to_hub(  # type: ignore[override]
         self, repo_id: str, private: bool | None = None, token: str | None = None

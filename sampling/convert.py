@@ -27,8 +27,11 @@ from ddpm_sa.checkpoints.entries import Entry
 from ddpm_sa.checkpoints.reading import read_weights
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.errors import UserError, require
+from ddpm_sa.folder_lock import lock_beside
 from ddpm_sa.model_folder import SCHEDULER_CONFIGS, load_scheduler
 from ddpm_sa.models.config import not_in_diffusers
+from ddpm_sa.settings.ranges import Count, check_ranges
+from sampling.common.output_folder import hold_output_folder
 
 ORIGINS = {
     "ddpm_tf": "hojonathanho/diffusion",
@@ -71,25 +74,22 @@ class Settings:
 
     source: str
     output_dir: str
-    image_size: int | None = None
+    image_size: Count | None = None
     kind: Literal["auto", "ddpm_tf", "pesser", "openai", "diffusers"] = "auto"
     entry: str | None = None
     network_config: str | None = None
-    num_heads: int | None = None
-    num_head_channels: int | None = None
+    num_heads: Count | None = None
+    num_head_channels: Count | None = None
     use_new_attention_order: bool = False
     noise_schedule: Literal["linear", "cosine"] | None = None
-    diffusion_steps: int = 1000
+    diffusion_steps: Count = 1000
     rescale_timesteps: bool | None = None
     predict_xstart: bool = False
     sigma_small: bool = False
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and self.image_size < 1:
-            raise UserError(f"image_size={self.image_size} must be at least 1")
+        check_ranges(self)
         steps, rescale = self.diffusion_steps, self.rescale_timesteps
-        if steps < 1:
-            raise UserError(f"diffusion_steps={steps} must be at least 1")
         if steps != RESCALED_STEPS and rescale is None:
             raise UserError(
                 f"diffusion_steps={steps} needs rescale_timesteps too: true is the default of "
@@ -126,6 +126,12 @@ def main() -> None:
     if words and not words[0].startswith("-"):
         words.insert(0, "--source")
     settings = parse(Settings, words)
+    with hold_output_folder(settings.output_dir, lock_of=lock_beside):
+        convert(settings)
+
+
+def convert(settings: Settings) -> None:
+    """Write the model folder."""
     source, folder = Path(settings.source), Path(settings.output_dir)
     _check_empty(folder)
     entry = read_weights(source, settings.entry, settings.kind)

@@ -4,10 +4,21 @@ The defaults are the recipe of Ho et al. 2020 for CIFAR-10.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.errors import require
+from ddpm_sa.settings.ranges import (
+    Count,
+    Index,
+    NonNegative,
+    Positive,
+    Range,
+    Rate,
+    Seed,
+    Share,
+    check_ranges,
+)
 
 # Settings that fine-tuning takes from the model it starts from, and their names in the
 # configuration of a diffusers scheduler.
@@ -26,7 +37,7 @@ class ModelConfig:
 
     preset: str = "cifar10"
     """A network of ddpm_sa.models.presets, initialised as the paper does. auto: the network that
-    follows from the size of the images (`unet_for_size` there): levels until 4 to 8 pixels are
+    follows from the size of the images (ddpm_sa.models.sizing): levels until 4 to 8 pixels are
     left, with attention where there are at most 16."""
     width: int | None = None
     """Channels of the first level, which the widths of the other levels follow; for preset auto
@@ -37,9 +48,9 @@ class ModelConfig:
     init_override: list[str] | None = None
     """Settings that replace those of the model of `init_from`, e.g. [schedule.kind]; the flags that
     `--override true` allows are added."""
-    attention_resolutions: list[int] | None = None
+    attention_resolutions: list[Count] | None = None
     """Use attention where the feature map has these heights, e.g. [16]. None: as in the preset."""
-    dropout: float | None = None
+    dropout: Rate | None = None
     """Dropout in the residual blocks. None: as in the preset."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -47,6 +58,7 @@ class ModelConfig:
     """Arguments of UNet that override the preset's: {block_out_channels: [64, 128]}."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "model.")
         taken = {"in_channels", "out_channels", "sample_size", "num_class_embeds"} & set(self.unet)
         require(not taken, f"model.unet sets {sorted(taken)}, which follow from the data")
         require(
@@ -75,6 +87,11 @@ class ModelConfig:
             f"model.init_from={self.init_from}, whose attention layers are fixed",
         )
 
+    def unused(self) -> dict[str, str]:
+        if self.init_from is None:
+            return {}
+        return {"preset": f"the network is that of model.init_from={self.init_from}"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
@@ -99,20 +116,24 @@ class ScheduleConfig:
     kind: Literal["linear", "cosine", "quadratic", "saved"] = "linear"
     """linear (Ho et al. 2020), cosine (Nichol & Dhariwal 2021), quadratic: linear in sqrt(beta), or
     saved: another one, that of the model of `model.init_from`."""
-    num_timesteps: int = 1000
+    num_timesteps: Annotated[int, Range(least=2, most=1_000_000)] = 1000
     """Number of timesteps T."""
-    beta_start: float = 1e-4
+    beta_start: Share = 1e-4
     """beta at t = 0; not used by the cosine schedule."""
-    beta_end: float = 0.02
+    beta_end: Share = 0.02
     """beta at t = T - 1; not used by the cosine schedule."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "schedule.")
         require(
-            0 < self.beta_start <= self.beta_end < 1,
-            f"schedule.beta_start={self.beta_start}, schedule.beta_end={self.beta_end}: "
-            "0 < start <= end < 1",
+            self.beta_start <= self.beta_end,
+            f"schedule.beta_start={self.beta_start} must be at most "
+            f"schedule.beta_end={self.beta_end}",
         )
-        require(self.num_timesteps >= 2, f"schedule.num_timesteps={self.num_timesteps}: 2 or more")
+
+    def unused(self) -> dict[str, str]:
+        reason = "schedule.kind=cosine has betas of its own"
+        return dict.fromkeys(("beta_start", "beta_end"), reason) if self.kind == "cosine" else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,33 +143,28 @@ class OptimConfig:
     optimizer: Literal["adam", "muon"] = "adam"
     """muon: orthogonalised momentum for hidden weight matrices, AdamW for the rest. Learns more per
     image; the extra cost per update matters less with large batches."""
-    lr: float = 2e-4
+    lr: Positive = 2e-4
     """Learning rate after the warm-up."""
-    warmup_steps: int = 5000
+    warmup_steps: Index = 5000
     """Update k (from 0) uses lr * min(k / warmup_steps, 1), as in the paper's code: 0 first."""
-    decay_steps: int | Literal["steps"] | None = None
+    decay_steps: Count | Literal["steps"] | None = None
     """After the warm-up lr falls linearly to 0 at this update; `steps`: at the end of the run,
     whatever `steps` is. None: constant, as in the paper."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Rate, Rate] = (0.9, 0.999)
     """Decay rates of the running means of the gradient and of its square."""
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     """Added to the square root of the second mean, for numerical stability."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """Decoupled weight decay, as in AdamW."""
-    grad_clip: float | None = 1.0
+    grad_clip: Positive | None = 1.0
     """Maximum norm of the batch's gradient. None: no clipping."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"optim.lr={self.lr} must be above 0")
-        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}: 0 or more")
+        check_ranges(self, "optim.")
         require(
             not isinstance(self.decay_steps, int) or self.decay_steps > self.warmup_steps,
             f"optim.decay_steps={self.decay_steps} must be above "
             f"optim.warmup_steps={self.warmup_steps}, or null for no decay",
-        )
-        require(
-            self.grad_clip is None or self.grad_clip > 0,
-            f"optim.grad_clip={self.grad_clip} must be above 0, or null for no limit",
         )
 
     def for_steps(self, steps: int) -> Self:
@@ -165,19 +181,17 @@ class OptimConfig:
 class EMAConfig:
     """Exponential moving average of the weights, which samples and the saved model use."""
 
-    decay: float = 0.9999
+    decay: Rate = 0.9999
     """Decay rate of the average."""
     warmup: bool = False
     """Use min(decay, (1 + k) / (10 + k)) at update k, so that short runs forget their start."""
-    more: list[float] = field(default_factory=list)
+    more: list[Rate] = field(default_factory=list)
     """Further decay rates, e.g. [0.999, 0.99]; each average is saved too, as model-ema-0.999/."""
     keep_raw: bool = False
     """Also save the weights without averaging, as model-raw/."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.decay < 1, f"ema.decay={self.decay} must be in [0, 1)")
-        for decay in self.more:
-            require(0 <= decay < 1, f"ema.more={self.more}: {decay} must be in [0, 1)")
+        check_ranges(self, "ema.")
         decays = [self.decay, *self.more]
         require(
             len(set(decays)) == len(decays),
@@ -197,29 +211,29 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
-    steps: int = 800_000
+    steps: Count = 800_000
     """Optimiser updates."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Images per update, over all processes and accumulation steps."""
-    micro_batch_size: int | None = None
+    micro_batch_size: Count | None = None
     """Images that a process evaluates at once, at most: the largest divisor of its share of the
     batch up to this. None: its whole share. Each update accumulates over the micro-batches."""
-    seed: int = 0
+    seed: Seed = 0
     """All random numbers are functions of the seed, the step and the position in the batch."""
-    save_every: int = 5000
+    save_every: Count = 5000
     """Updates between checkpoints."""
-    sample_every: int = 5000
+    sample_every: Index = 5000
     """Updates between sample grids; 0: none."""
-    validate_every: int = 5000
+    validate_every: Index = 5000
     """Updates between validations on the images that data.validation holds out; 0: none."""
-    log_every: int = 100
+    log_every: Count = 100
     """Updates averaged in one line of metrics.jsonl."""
-    num_samples: int = 16
+    num_samples: Count = 16
     """Images in a sample grid."""
-    num_validation: int = 1000
+    num_validation: Count = 1000
     """Losses averaged in a validation, over the held-out images in turn; the timestep and noise of
     each are the same in every validation."""
-    sample_steps: int = 25
+    sample_steps: Count = 25
     """DDIM steps for a sample grid."""
     resume: str = "never"
     """`auto`: continue from the newest valid checkpoint in output_dir, if any; a checkpoint folder:
@@ -234,11 +248,11 @@ class TrainConfig:
     sharding: Literal["none", "fsdp"] = "none"
     """fsdp: shard weights, averages and optimiser state over the processes, if the network does not
     fit on one GPU. none: replicate them."""
-    time_limit: float | None = None
+    time_limit: NonNegative | None = None
     """Minutes after which the run ends as if all steps were done."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Number of newest valid checkpoints to keep; older ones are removed."""
-    keep_every: int | None = None
+    keep_every: Count | None = None
     """Also keep an older checkpoint of each interval of so many updates, the first at its beginning
     or after. None: keep none of them."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -247,22 +261,7 @@ class TrainConfig:
     """Where to log curves and sample grids, besides metrics.jsonl and samples/."""
 
     def __post_init__(self) -> None:
-        counts = {
-            "steps": self.steps,
-            "batch_size": self.batch_size,
-            "save_every": self.save_every,
-            "log_every": self.log_every,
-            "num_samples": self.num_samples,
-            "num_validation": self.num_validation,
-            "sample_steps": self.sample_steps,
-            "keep_checkpoints": self.keep_checkpoints,
-        }
-        for name, value in counts.items():
-            require(value >= 1, f"{name}={value} must be 1 or more")
-        require(
-            self.keep_every is None or self.keep_every >= 1,
-            f"keep_every={self.keep_every} must be 1 or more, or null",
-        )
+        check_ranges(self)
         require(
             self.schedule.kind != "saved" or self.model.init_from is not None,
             "schedule.kind=saved needs model.init_from, the model whose schedule is used",
@@ -277,10 +276,14 @@ class TrainConfig:
                 self.sharding == "none" or value != refused,
                 f"sharding={self.sharding} does not support {name}={value}; use {alternative}",
             )
-        require(self.seed >= 0, f"seed={self.seed} must be 0 or more")
-        for name in ("sample_every", "validate_every"):
-            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
-        require(
-            self.micro_batch_size is None or self.micro_batch_size >= 1,
-            f"micro_batch_size={self.micro_batch_size} must be 1 or more",
-        )
+
+    def unused(self) -> dict[str, str]:
+        unused = {}
+        if self.data.validation is None:
+            reason = "no images are held out; set data.validation"
+            unused |= dict.fromkeys(("validate_every", "num_validation"), reason)
+        elif not self.validate_every:
+            unused["num_validation"] = "validate_every=0"
+        if self.resume == "never" and self.model.init_from is None:
+            unused["override"] = "resume=never starts a new run"
+        return unused

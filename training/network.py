@@ -9,7 +9,8 @@ from torch import nn
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import padded_size
-from ddpm_sa.models.presets import AUTO, block_types, preset, unet_for_size
+from ddpm_sa.models.presets import block_types, preset
+from ddpm_sa.models.sizing import AUTO, unet_for_size
 from ddpm_sa.models.unet import UNet
 from ddpm_sa.randomness import stream
 from training.config import ModelConfig

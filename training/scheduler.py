@@ -14,7 +14,8 @@ from ddpm_sa.model_folder import (
     load_scheduler,
     local_folder,
 )
-from ddpm_sa.models.presets import AUTO, predicting, preset
+from ddpm_sa.models.presets import predicting, preset
+from ddpm_sa.models.sizing import AUTO
 from training.config import OF_SAVED_MODEL, TrainConfig
 
 # DDPMScheduler's names of the schedules.

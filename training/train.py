@@ -11,12 +11,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import training as training  # sets what torch reads when it is loaded
-from ddpm_sa.cli import given_flags, parse, run_program
+from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.load import open_images
 from ddpm_sa.distributed import leave
+from ddpm_sa.settings.words import given_flags
 from training.checkpoint.resume import find_checkpoint
-from training.checkpoint.run_folder import RunFolder, make_ema_pipeline
-from training.checkpoint.state import TrainingState
+from training.checkpoint.run_folder import RunFolder, hold_run_folder, make_ema_pipeline
+from training.checkpoint.training_state import TrainingState
 from training.config import TrainConfig
 from training.distributed.accelerator import make_accelerator, make_layout, resolve_settings
 from training.distributed.interrupt import StopRequest
@@ -33,17 +34,23 @@ from training.scheduler import make_scheduler
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train with the settings of the command line, then leave the process group."""
-    train(parse(TrainConfig, argv, __doc__), given_flags(argv))
+    config = resolve_settings(parse(TrainConfig, argv, __doc__))
+    with hold_run_folder(config.output_dir):
+        train(config, given_flags(argv))
     leave()
 
 
 def train(config: TrainConfig, flags: Collection[str] = ()) -> None:
     """Train with this configuration; the model is written to output_dir/model at the end.
 
-    Settings are checked before anything is written. `flags` names those of the command line, which
-    a model to fine-tune must not contradict.
+    Settings are checked before anything is written.
+
+    Args:
+        config: From `resolve_settings`; its folder is held.
+        flags: The settings given on the command line, which a model to fine-tune must not
+            contradict.
     """
-    config, tuning = follow_saved_model(resolve_settings(config), flags)
+    config, tuning = follow_saved_model(config, flags)
     layout = make_layout(config)
     images = open_images(config.data, config.seed)
     network = build_network(config.model, images, config.seed, config.objective.learned_variance)
@@ -56,7 +63,8 @@ def train(config: TrainConfig, flags: Collection[str] = ()) -> None:
     prepared, optimizer = prepare(accelerator, network, config)
     averages = Averages(network, config.ema)
     pipeline = make_ema_pipeline(network, averages.main, scheduler, images)
-    run = RunFolder(accelerator, config, images, TrainingState(network, averages, optimizer))
+    training_state = TrainingState(network, averages, optimizer)
+    run = RunFolder(accelerator, config, images, training_state, pipeline)
     start, log_state = run.restore(checkpoint)
     accelerator.print(
         *tuning, *notes, startup_report(config, layout, images, network, start), sep="\n"
@@ -89,7 +97,7 @@ def train(config: TrainConfig, flags: Collection[str] = ()) -> None:
                 run.save(progress.step, log.state())
             if last:
                 break
-        run.finish(pipeline, evaluate.final_samples())
+        run.finish(evaluate.final_samples())
     accelerator.print(log.summary(stop.reason))
 
 

@@ -36,7 +36,7 @@ class Block(nn.Module):
     activated: ClassVar[bool] = True
     reusable: ClassVar[bool] = False
 
-    attentions: nn.ModuleList | None
+    attentions: nn.ModuleList
     resnets: nn.ModuleList
     gradient_checkpointing = False  # set by enable_gradient_checkpointing(), as is the function
     _gradient_checkpointing_func: Callable[..., Tensor]

@@ -32,7 +32,7 @@ class KDownBlock2D(Block):
         **_: Any,
     ) -> None:
         super().__init__()
-        self.attentions = None
+        self.attentions = nn.ModuleList()
         self.downsamples = downsample is not None
         self.resnets = nn.ModuleList(
             _resnet(before, after, out_channels, spec)
@@ -65,7 +65,7 @@ class KUpBlock2D(Block):
         **_: Any,
     ) -> None:
         super().__init__()
-        self.attentions = None
+        self.attentions = nn.ModuleList()
         self.upsamples = upsample is not None
         inputs = [2 * out_channels] + [out_channels] * (num_layers - 2)
         outputs = [out_channels] * (num_layers - 2) + [skip_channels]

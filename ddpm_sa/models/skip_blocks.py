@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_sa.models.attention import group_norm
 from ddpm_sa.models.blocks import Block, Levels, MakeAttention, down_widths, up_widths
-from ddpm_sa.models.layers import group_norm
 from ddpm_sa.models.resampling import fir_double, fir_halve
 from ddpm_sa.models.resnet import ResnetBlock, ResnetSpec
 
@@ -115,7 +115,7 @@ class SkipUpBlock2D(Block):
         """As `blocks.UpBlock2D`; the image, (B, 3, H, W), is doubled and added to."""
         for resnet, skip in zip(self.resnets, reversed(skips), strict=True):
             x = self._checkpointed(resnet, torch.cat([x, skip], dim=1), temb)
-        for attention in self.attentions or ():
+        for attention in self.attentions:
             x = attention(x)
         if image is not None:
             image = fir_double(image)

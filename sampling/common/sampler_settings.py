@@ -1,17 +1,21 @@
 """Command-line settings of the sampler."""
 
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ddpm_sa import Pipeline
 from ddpm_sa.errors import UserError
 from ddpm_sa.guidance.base import Guidance
-from ddpm_sa.guidance.by_name import check_together
+from ddpm_sa.guidance.by_name import USED_BY, check_together
 from ddpm_sa.samplers.feature_cache import check_interval
 from ddpm_sa.samplers.method import Method, dry_run
 from ddpm_sa.samplers.schedulers import Option
+from ddpm_sa.settings.ranges import Count, Fraction, Index, NonNegative, Range, check_ranges
 from sampling.common.model_loading import ModelSettings, weights_hash
+
+Width = Annotated[float, Range(above=0, infinite=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,7 @@ class GuidanceSettings:
         scale: w in strong + w (strong - weak); 0 turns guidance off. diffusers' guidance_scale is
             1 + w.
         interval: Guide only at timesteps FROM <= t < TO, given as FROM:TO; by default at all.
-        rescale: 0 to 1, how much of the unguided prediction's standard deviation to restore.
+        rescale: How much of the unguided prediction's standard deviation to restore.
         sigma: Standard deviation of the blur: for sag in pixels of the image, 3 by default; for seg
             in pixels of the layer, infinite by default.
         layers: Names of the attention layers that pag, seg or sag use; by default the middle one.
@@ -34,19 +38,31 @@ class GuidanceSettings:
     """
 
     kind: Literal["none", "cfg", "pag", "sag", "seg", "auto"] = "none"
-    scale: float = 1.0
+    scale: NonNegative = 1.0
     interval: str | None = None
-    rescale: float = 0.0
-    sigma: float | None = None
+    rescale: Fraction = 0.0
+    sigma: Width | None = None
     layers: list[str] | None = None
-    null_class: int | None = None
+    null_class: Index | None = None
     model: str | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "guidance.")
+
+    def unused(self) -> dict[str, str]:
+        if self.kind == "none":
+            names = (field.name for field in fields(self) if field.name != "kind")
+            return dict.fromkeys(names, "guidance.kind=none; give one, such as cfg")
+        return {
+            name: f"guidance.kind={self.kind} does not use it; {', '.join(kinds)} "
+            f"{'does' if len(kinds) == 1 else 'do'}"
+            for name, kinds in USED_BY.items()
+            if self.kind not in kinds
+        }
 
     def guide(self, pipeline: Pipeline, weaker: Pipeline | None) -> Guidance | None:
         """Build the guidance for this pipeline, or None; `weaker` is the opened `model`."""
         if self.kind == "none":
-            if self != GuidanceSettings():
-                raise UserError("guidance settings without guidance.kind; give one, such as cfg")
             return None
         return pipeline.guidance(
             self.kind,
@@ -62,10 +78,10 @@ class GuidanceSettings:
     def _interval(self) -> tuple[float, float] | None:
         if self.interval is None:
             return None
-        low, colon, high = self.interval.partition(":")
-        if not (colon and low.isdecimal() and high.isdecimal()):
+        bounds = re.fullmatch(r"(\d{1,18}):(\d{1,18})", self.interval)
+        if bounds is None:
             raise UserError(f"guidance.interval={self.interval!r} must be FROM:TO, as in 200:800")
-        return int(low), int(high)
+        return int(bounds[1]), int(bounds[2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +99,11 @@ class SamplerSettings(ModelSettings):
             1 recomputes always, 3 is faster with small differences.
     """
 
-    steps: int = 50
+    steps: Count = 50
     scheduler: str = "ddim"
     scheduler_options: dict[str, Option] = field(default_factory=dict)
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
-    cache_interval: int = 1
+    cache_interval: Count = 1
 
     @cached_property
     def weaker(self) -> Pipeline | None:

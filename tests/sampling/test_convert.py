@@ -444,7 +444,7 @@ RESCALED = ["--rescale_timesteps", "true"]
         (["alone.npz"], "need their config.json, and"),
         (["good.pt", *SIZE, *IMPROVED, "--output_dir", "full"], "is not an empty folder"),
         (["good.pt", *SIZE, *IMPROVED, "--output_dir", "good.txt"], "is not an empty folder"),
-        (["good.pt", *SIZE, *IMPROVED, "--output_dir", "good.txt/out"], "cannot be written"),
+        (["good.pt", *SIZE, *IMPROVED, "--output_dir", "good.txt/out"], "good.txt is a file"),
         (["--image_size", 16], "source"),
     ],
 )

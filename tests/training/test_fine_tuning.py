@@ -9,9 +9,10 @@ import torch
 import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from ddpm_sa.cli import given_flags, parse
+from ddpm_sa.cli import parse
 from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.model_folder import load_scheduler
+from ddpm_sa.settings.words import given_flags
 from tests.support.pages import commands_of, split_command
 from tests.support.runs import (
     NETWORK,

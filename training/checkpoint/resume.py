@@ -84,8 +84,11 @@ def set_aside_later_checkpoints(run: Path, step: int) -> list[str]:
     notes = []
     for folder in list_checkpoints(run):
         if checkpoint_step(folder) > step:
-            aside = folder.with_name(folder.name + ".set-aside")
-            folder.replace(aside)
+            aside, number = folder.with_name(folder.name + ".set-aside"), 1
+            while aside.exists():  # the run has gone back before
+                number += 1
+                aside = folder.with_name(f"{folder.name}.set-aside-{number}")
+            folder.rename(aside)
             notes.append(f"set aside   {aside}, which is later than the step resumed from")
     return notes
 
@@ -103,8 +106,6 @@ def record_launch(run: Path) -> None:
 
 def _find_and_check(config: TrainConfig, images: Images) -> tuple[Path | None, list[str]]:
     run = Path(config.output_dir)
-    if run.exists() and not run.is_dir():
-        raise UserError(f"output_dir={run} is a file")
     folder, notes = _choose_checkpoint(config.resume, run)
     if folder is not None:
         state = load_state(folder)

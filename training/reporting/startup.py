@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention_slots import attention_layers
-from ddpm_sa.models.presets import AUTO
+from ddpm_sa.models.sizing import AUTO
 from ddpm_sa.models.unet import UNet
 from training.config import OptimConfig, TrainConfig
 from training.draws import Layout

@@ -8,13 +8,13 @@ from safetensors import SafetensorError
 from torch import nn
 
 from training.checkpoint.state import (
-    TrainingState,
     checkpoint_path,
     find_damage,
     load_state,
     newest_checkpoint,
     save_checkpoint,
 )
+from training.checkpoint.training_state import TrainingState
 from training.config import EMAConfig, OptimConfig
 from training.ema import Averages
 from training.objective import make_optimizer

@@ -10,13 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm_sa.models.presets import (
-    level_widths,
-    norm_groups,
-    num_levels,
-    preset,
-    unet_for_size,
-)
+from ddpm_sa.models.presets import preset
+from ddpm_sa.models.sizing import level_widths, norm_groups, num_levels, unet_for_size
 from ddpm_sa.models.unet import UNet
 from tests.support.pages import ROOT
 
