@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_sa.errors import UserError, require
-from ddpm_sa.json_files import Range, check_choice, read_object, shown
+from ddpm_sa.files.json_files import Range, check_choice, read_object, shown
 
 FILE_NAME = "images.json"
 DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}

@@ -11,10 +11,10 @@ from typing import Any
 from huggingface_hub import create_repo, upload_folder
 from PIL import Image
 
-from ddpm_sa import hub
-from ddpm_sa.atomic_files import flush
 from ddpm_sa.errors import UserError
-from ddpm_sa.hub import HubOptions
+from ddpm_sa.files import hub
+from ddpm_sa.files.atomic_files import flush
+from ddpm_sa.files.hub import HubOptions
 from ddpm_sa.image_format import FILE_NAME, ImageFormat
 from ddpm_sa.model_card import model_card
 from ddpm_sa.samplers.loading import read_scheduler

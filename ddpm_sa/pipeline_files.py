@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpm_sa import model_folder
 from ddpm_sa.errors import UserError
-from ddpm_sa.hub import HubOptions
+from ddpm_sa.files.hub import HubOptions
 from ddpm_sa.image_format import FILE_NAME, ImageFormat
 from ddpm_sa.models.config import not_in_diffusers
 from ddpm_sa.models.unet import UNet

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ddpm_sa import Pipeline, ablate_attention
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import parse, run_program
+from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.interpret.ablation import Replacement
 from ddpm_sa.models.attention_slots import attention_layers
 from ddpm_sa.progress import ProgressBar

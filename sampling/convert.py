@@ -27,7 +27,7 @@ from ddpm_sa.checkpoints.entries import Entry
 from ddpm_sa.checkpoints.reading import read_weights
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.errors import UserError, require
-from ddpm_sa.folder_lock import lock_beside
+from ddpm_sa.files.folder_lock import lock_beside
 from ddpm_sa.model_folder import SCHEDULER_CONFIGS, load_scheduler
 from ddpm_sa.models.config import not_in_diffusers
 from ddpm_sa.settings.ranges import Count, check_ranges

@@ -22,11 +22,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.editing.editor import Editor
 from ddpm_sa.errors import UserError
-from ddpm_sa.folder_lock import LOCK
+from ddpm_sa.files.atomic_files import write_atomically
+from ddpm_sa.files.folder_lock import LOCK
 from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.pipeline import Batch
 from ddpm_sa.progress import show_progress

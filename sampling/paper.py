@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from accelerate import PartialState
 
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import command_line, parse, run_program
 from ddpm_sa.data.config import HeldOut
 from ddpm_sa.distributed import join, leave
 from ddpm_sa.errors import UserError
+from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.progress import show_progress
 from ddpm_sa.settings.ranges import Count, Several

@@ -14,9 +14,9 @@ ROOT = Path(__file__).parent.parent
 # imports from floors below its own, and from its own room or file's neighbours without a circle.
 FLOORS = [
     {"errors", "progress"},
-    {"json_files", "hub", "settings"},
-    {"randomness", "image_format", "atomic_files", "cli", "distributed", "condition"},
-    {"folder_lock"},
+    {"files.atomic_files", "files.json_files", "files.hub", "settings"},
+    {"randomness", "image_format", "cli", "distributed", "condition"},
+    {"files.folder_lock"},
     {"models.resampling"},
     {
         "models.attention",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddpm_sa.errors import UserError, require
-from ddpm_sa.json_files import Range, shown
+from ddpm_sa.files.json_files import Range, shown
 from ddpm_sa.models.attention import ATTENTION_KINDS
 from ddpm_sa.models.block_types import blocks_by_level, check_flow
 from ddpm_sa.models.blocks import DownBlock2D, UpBlock2D

@@ -18,8 +18,8 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.utils import logging
 
 from ddpm_sa.errors import UserError, require
-from ddpm_sa.hub import HubOptions, local_folder
-from ddpm_sa.json_files import read_object
+from ddpm_sa.files.hub import HubOptions, local_folder
+from ddpm_sa.files.json_files import read_object
 from ddpm_sa.models.config import not_in_diffusers
 
 # What diffusers' EMAModel, as in its train_unconditional.py, adds to the configuration it saves.

@@ -15,7 +15,7 @@ import diffusers
 from ddpm_sa.diffusion.prediction import PREDICTIONS
 from ddpm_sa.diffusion.schedule import BETA_SCHEDULES, NoiseSchedule
 from ddpm_sa.errors import UserError, require
-from ddpm_sa.json_files import Range, check_choice, read_object, shown
+from ddpm_sa.files.json_files import Range, check_choice, read_object, shown
 
 # diffusers' schedulers whose configuration describes a DDPM: its betas and its prediction type.
 SCHEDULER_CLASSES = (

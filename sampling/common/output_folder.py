@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ddpm_sa.distributed import by_process_0
 from ddpm_sa.errors import UserError
-from ddpm_sa.folder_lock import hold_folder, lock_in
+from ddpm_sa.files.folder_lock import hold_folder, lock_in
 
 
 def hold_output_folder(

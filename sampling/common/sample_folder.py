@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.errors import UserError
+from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.image_format import (
     ImageFormat,
     from_pil,

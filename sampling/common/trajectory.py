@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ddpm_sa import Pipeline, measure_attention, record_attention
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.condition import Condition
 from ddpm_sa.errors import UserError
+from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.samplers.denoise import Guide, Step
 from ddpm_sa.samplers.method import Method, dry_run
 from ddpm_sa.samplers.schedulers import Options

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import command_line
 from ddpm_sa.data.dataset import Images
+from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.metrics.features import Extractor
 from ddpm_sa.metrics.nearest_neighbours import NEIGHBOURS
 from sampling.evaluation.held_out_loss import Diagnostics

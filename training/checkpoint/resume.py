@@ -8,10 +8,10 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.errors import UserError
+from ddpm_sa.files.atomic_files import write_atomically
 from training.checkpoint.state import (
     MANIFEST,
     checkpoint_step,

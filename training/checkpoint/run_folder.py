@@ -11,9 +11,9 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor
 
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.data.dataset import Images
-from ddpm_sa.folder_lock import hold_folder
+from ddpm_sa.files.atomic_files import write_atomically
+from ddpm_sa.files.folder_lock import hold_folder
 from ddpm_sa.model_folder import restore_all
 from ddpm_sa.models.unet import UNet
 from ddpm_sa.pipeline import Pipeline

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddpm_sa.atomic_files import flush
+from ddpm_sa.files.atomic_files import flush
 
 MANIFEST = "manifest.json"
 STATE = "state.json"

@@ -10,9 +10,9 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.diffusion.loss_by_timestep import Buckets
 from ddpm_sa.errors import UserError
+from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.image_format import from_pil
 from ddpm_sa.progress import ProgressBar, write_line
 from training.config import TrainConfig

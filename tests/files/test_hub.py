@@ -15,7 +15,7 @@ from ddpm_sa import Pipeline, UNet
 from tests.support.hub import TOKEN, local_hub
 from tests.support.reference import SMALL, randomise_
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

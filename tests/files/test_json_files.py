@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm_sa.errors import UserError
-from ddpm_sa.json_files import Range, check_choice, read_object, shown
+from ddpm_sa.files.json_files import Range, check_choice, read_object, shown
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
