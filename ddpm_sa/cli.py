@@ -23,7 +23,7 @@ from jsonargparse import (
 )
 
 from ddpm_sa import __version__
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import OutOfMemoryError, UserError, advise_out_of_memory
 
 Config = TypeVar("Config")
 
@@ -152,13 +152,15 @@ def join_repeated_flags(argv: Sequence[str], *names: str) -> list[str]:
 def run_program(main: Callable[[], object]) -> NoReturn:
     """Run `main` and exit with code 0, or with code 2 and one line if it raises a UserError.
 
-    Under torchrun or accelerate, only process 0 prints the line. Any other exception is a fault of
-    ours: it keeps its traceback, with a line below that says where to report it.
+    Under torchrun or accelerate, only process 0 prints the line, unless another is out of memory.
+    Any other exception is a fault of ours: it keeps its traceback, with a line below that says
+    where to report it.
     """
     try:
-        main()
+        with advise_out_of_memory("close other programs, or use a machine with more memory"):
+            main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, OutOfMemoryError):
             print(f"error: {_one_line(str(error))}", file=sys.stderr)
         # RANK is set before there is a process group.
         sys.exit(2)

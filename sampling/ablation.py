@@ -22,9 +22,11 @@ from torch import Tensor
 from ddpm_sa import Pipeline, ablate_attention
 from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import parse, run_program
+from ddpm_sa.errors import advise_out_of_memory
 from ddpm_sa.interpret.ablation import Replacement
 from ddpm_sa.models.attention_slots import attention_layers
 from sampling.common.device import resolve_device
+from sampling.common.memory import SMALLER_BATCH, check_batch_fits
 from sampling.common.model_loading import ModelSettings
 from sampling.common.output_folder import (
     make_output_folder,
@@ -78,12 +80,15 @@ class Row:
     distance: float
 
 
+@advise_out_of_memory(SMALLER_BATCH)
 def main() -> None:
     settings = parse(Settings)
     require_matplotlib()
     pipeline = settings.open(settings.model)
     layers = list(attention_layers(pipeline.unet))
-    pipeline.to(resolve_device(settings.device))
+    device = resolve_device(settings.device)
+    check_batch_fits(pipeline, settings.batch_size, settings.num_images, device)
+    pipeline.to(device)
     pipeline.set_progress_bar_config(desc="sampling", unit="step", leave=False)
     count = settings.num_images
     # Same batches as the other rows, so that their sums are rounded alike.

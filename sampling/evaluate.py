@@ -25,10 +25,11 @@ from ddpm_sa import Pipeline
 from ddpm_sa.cli import join_repeated_flags, parse, run_program
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.distributed import by_process_0, join, leave
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import UserError, advise_out_of_memory
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.samplers.method import Method
 from sampling.common.device import process_device
+from sampling.common.memory import SMALLER_BATCH, check_batch_fits
 from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
 from sampling.common.output_folder import make_output_folder, require_matplotlib
 from sampling.common.sampler_settings import SamplerSettings
@@ -102,6 +103,7 @@ class Settings(SamplerSettings, ModelSettings):
         self.require_at_least(0, "nearest", "likelihood", "losses")
 
 
+@advise_out_of_memory(SMALLER_BATCH)
 def main() -> None:
     settings = parse(Settings, join_repeated_flags(sys.argv[1:], "model", "samples"))
     state = join()
@@ -113,6 +115,7 @@ def main() -> None:
     for pipeline in (
         pipelines.values()
     ):  # before settings.method: the weaker model of guidance goes to the same device
+        check_batch_fits(pipeline, settings.batch_size, settings.num_images, device)
         pipeline.to(device)
     methods = {name: settings.method(pipeline) for name, pipeline in pipelines.items()}
     images = open_real_images(

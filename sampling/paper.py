@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import command_line, parse, run_program
 from ddpm_sa.distributed import by_process_0, join, leave
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import UserError, advise_out_of_memory
 from ddpm_sa.metrics.features import open_features
 from sampling.common.device import process_device
+from sampling.common.memory import SMALLER_BATCH, check_batch_fits
 from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
 from sampling.common.output_folder import (
     make_output_folder,
@@ -83,12 +84,14 @@ class Settings(ModelSettings):
         self.require_at_least(1, "likelihood", "batch_size")
 
 
+@advise_out_of_memory(SMALLER_BATCH)
 def main() -> None:
     settings = parse(Settings)
     state = join()
     require_matplotlib()
     device = process_device(state, settings.device)
     pipeline = settings.open(settings.model)
+    check_batch_fits(pipeline, settings.batch_size, settings.num_images, device)
     if pipeline.unet.config["num_class_embeds"] is not None:
         raise UserError("the paper's networks are unconditional; this one is class-conditional")
     steps = settings.steps or pipeline.scheduler.config.num_train_timesteps

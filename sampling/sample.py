@@ -9,6 +9,7 @@ reproduce each image.
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -22,9 +23,10 @@ import torch
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.distributed import by_process_0, join, leave
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import UserError, advise_out_of_memory
 from ddpm_sa.samplers.method import Method
 from sampling.common.device import process_device
+from sampling.common.memory import SMALLER_BATCH, check_batch_fits
 from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
 from sampling.common.sample_folder import GRID, prepare_folder, save_array, save_grid, save_images
 from sampling.common.sampler_settings import SamplerSettings
@@ -83,6 +85,7 @@ class Settings(SamplerSettings, ModelSettings):
         return range(int(start), int(stop))
 
 
+@advise_out_of_memory(SMALLER_BATCH)
 def main() -> None:
     settings = parse(Settings)
     state = join()
@@ -95,6 +98,8 @@ def main() -> None:
     identity = model_identity(pipeline) | settings.record()
     identity |= {"seed": settings.seed, "dtype": settings.dtype}
     device = process_device(state, settings.device)
+    share = math.ceil(len(indices) / state.num_processes)
+    check_batch_fits(pipeline, settings.batch_size, share, device)
     pipeline.to(device)
     method = settings.method(pipeline)
 

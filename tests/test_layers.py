@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # imports from floors below its own, and from its own room or file's neighbours without a circle.
 FLOORS = [
     {"errors"},
-    {"randomness", "image_format", "atomic_files", "cli", "distributed", "condition"},
+    {"randomness", "image_format", "atomic_files", "cli", "distributed", "condition", "memory"},
     {
         "models.attention",
         "models.embedding",
@@ -45,6 +45,7 @@ TRAINING = [
     {"ema", "network", "muon"},
     {"loop"},
     {"objective"},
+    {"memory"},
     {"reporting"},
     {"checkpoint"},
     {"train"},

@@ -151,9 +151,10 @@ class TrainConfig:
     """Optimiser updates."""
     batch_size: int = 128
     """Images per update, over all processes and accumulation steps."""
-    micro_batch_size: int | None = None
-    """Images that a process evaluates at once. None: its whole share of the batch. The number of
-    accumulation steps is batch_size / (processes * micro_batch_size)."""
+    micro_batch_size: int | Literal["auto"] | None = None
+    """Images that a process evaluates at once. None: its whole share of the batch. auto: the
+    largest part of it that fits into memory. The number of accumulation steps is batch_size /
+    (processes * micro_batch_size)."""
     seed: int = 0
     """All random numbers are functions of the seed, the step and the position in the batch."""
     save_every: int = 5000
@@ -227,6 +228,6 @@ class TrainConfig:
         for name in ("sample_every", "validate_every"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
         require(
-            self.micro_batch_size is None or self.micro_batch_size >= 1,
-            f"micro_batch_size={self.micro_batch_size} must be 1 or more",
+            self.micro_batch_size in (None, "auto") or int(self.micro_batch_size) >= 1,
+            f"micro_batch_size={self.micro_batch_size} must be 1 or more, or auto",
         )
