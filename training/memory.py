@@ -83,9 +83,7 @@ class Memory:
             "activations": self.activations,
             "images": self.images,
         }
-        words = ", ".join(
-            f"{name} {format_bytes(size)}" for name, size in parts.items() if size >= MIB / 2
-        )
+        words = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
         return f"about {format_bytes(self.total)} of {format_bytes(self.available)}: {words}"
 
 
@@ -259,22 +257,24 @@ def _check(
     """Refuse a run that does not fit. A compiled one may take less, so it is only warned of."""
     if memory.total <= memory.available or config.compile:
         return
-    needs = (
-        f"needs about {format_bytes(memory.total)} of memory, more than the "
-        f"{format_bytes(memory.available)} available to each process"
-    )
+    available = f"more than the {format_bytes(memory.available)} available to each process"
     smaller = [d for d in divisors(share) if d <= micro]
     fits = largest_that_fits(smaller, memory.available, lambda micro: measure(micro).total)
     if fits is not None:
         raise UserError(
-            f"a micro-batch of {micro} images {needs}; use --micro_batch_size {fits}, the largest "
-            "that fits, or auto. It changes the accumulation alone, not the training"
+            f"a micro-batch of {micro} images needs about {format_bytes(memory.total)} of memory, "
+            f"{available}; use --micro_batch_size {fits}, the largest that fits, or auto. It "
+            "changes the accumulation alone, not the training"
         )
+    least = measure(1)
     ways = [
         "" if config.model.gradient_checkpointing else "--model.gradient_checkpointing true",
         "a smaller data.size",
         "" if config.model.init_from else "fewer channels (block_out_channels in --model.unet)",
         "" if config.sharding == "fsdp" else "--sharding fsdp on several GPUs",
-        "a smaller batch_size" if memory.images > memory.available / 4 else "",
+        "a smaller batch_size" if least.images > least.available / 4 else "",
     ]
-    raise UserError(f"even one image at a time {needs}; use {', or '.join(filter(None, ways))}")
+    raise UserError(
+        f"even one image at a time needs about {format_bytes(least.total)} of memory, {available}; "
+        f"use {', or '.join(filter(None, ways))}"
+    )

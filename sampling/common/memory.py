@@ -52,12 +52,14 @@ def check_batch_fits(
 def sampling_memory(pipeline: Pipeline, batch_size: int) -> int:
     """Forecast the memory of one step of sampling a batch, in bytes, besides the weights."""
     with counted_without_computing() as peak, torch.no_grad():
-        network = UNet(**pipeline.unet.config).eval().to(pipeline.unet.dtype)
+        network = UNet(**pipeline.unet.config).eval()
         weights = peak.now
         shape = (batch_size, pipeline.image_format.channels, *pipeline.padded_size)
         state = torch.zeros(STATES, *shape)
         t = torch.zeros(batch_size, dtype=torch.long)
         labels = None if network.config["num_class_embeds"] is None else t
         peak.restart()
-        network(state[0].to(network.dtype), t, labels)
+        # A network cannot be cast here; autocast computes in half precision, too.
+        with torch.autocast("cpu", torch.bfloat16, enabled=pipeline.unet.dtype != torch.float32):
+            network(state[0], t, labels)
     return peak.peak - weights + peak.scratch
