@@ -23,7 +23,7 @@ from training.distributed.accelerator import make_accelerator, make_layout, reso
 from training.distributed.interrupt import StopRequest
 from training.ema import Averages
 from training.loop import learning_rate, make_batches, train_steps
-from training.memory import check_counts, fit
+from training.memory.fit import check_counts, fit
 from training.network import build_network, height_and_width
 from training.objective import make_loss, make_scheduler, prepare
 from training.reporting.log import RunLog

@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 # Kernels need scratch space of their own, such as reordered copies of their inputs, and allocators
 # lose some to fragmentation. For whole training steps on a CPU (mnist and cifar10, in float32 and
-# bfloat16, with and without gradient checkpointing) this came to 3 to 6 times the largest tensor.
+# bfloat16, with and without gradient checkpointing) this was mostly 3 to 6 times the
+# largest tensor.
 SCRATCH = 4
 
 

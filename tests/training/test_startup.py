@@ -9,7 +9,7 @@ from ddpm_sa.data.dataset import Images
 from ddpm_sa.image_format import ImageFormat
 from training.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from training.draws import Layout
-from training.memory import Memory
+from training.memory.forecast import Memory
 from training.network import build_network
 from training.reporting.startup import (
     describe_learning_rate,

@@ -10,7 +10,7 @@ from ddpm_sa.models.attention_slots import attention_layers
 from ddpm_sa.models.unet import UNet
 from training.config import OptimConfig, TrainConfig
 from training.draws import Layout
-from training.memory import Memory
+from training.memory.forecast import Memory
 from training.network import height_and_width
 from training.objective import fine_tuning_warnings
 

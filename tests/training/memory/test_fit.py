@@ -1,11 +1,10 @@
-"""The forecast of a run's memory against real training, and what follows from it."""
+"""What follows from the forecast of a run's memory."""
 
 import ctypes
 import resource
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -19,19 +18,17 @@ from ddpm_sa.data.dataset import Images
 from ddpm_sa.errors import OutOfMemoryError
 from ddpm_sa.image_format import ImageFormat
 from tests.support.runs import arguments, checkpoint, metrics, picture_folder, run_here
-from tests.support.workers import CONTEXT, Workers
+from tests.support.workers import Workers
 from training.config import (
     DataConfig,
-    EMAConfig,
     ModelConfig,
     OptimConfig,
     TrainConfig,
 )
 from training.draws import Layout
-from training.ema import Averages
-from training.memory import Memory, choose_micro_batch, divisors, fit, forecast
+from training.memory.fit import choose_micro_batch, divisors, fit
+from training.memory.forecast import Memory
 from training.network import build_network
-from training.objective import make_optimizer
 
 MIB, GIB = 2**20, 2**30
 IMAGES = Images(
@@ -48,98 +45,6 @@ CONFIG = TrainConfig(
 )
 
 
-def forecast_of(config: TrainConfig, layout: Layout | None = None, micro: int = 2) -> Memory:
-    build = partial(build_network, config.model, IMAGES, 0)
-    return forecast(config, layout or Layout(config.batch_size), build, GIB, True, micro)
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_weights_gradients_moments_and_averages_are_counted_to_the_byte(optimizer) -> None:
-    config = replace(CONFIG, optim=OptimConfig(optimizer=optimizer), ema=EMAConfig(more=[0.9, 0.5]))
-    network = build_network(config.model, IMAGES, 0)
-    averages = Averages(network, config.ema)
-    updater = make_optimizer(network, config.optim)
-    network(torch.zeros(2, 1, 32, 32), torch.zeros(2, dtype=torch.long)).sample.mean().backward()
-    gradients = sum(p.grad.nbytes for p in network.parameters() if p.grad is not None)
-    updater.step()
-
-    told = forecast_of(config)
-    assert told.gradients == gradients
-    assert told.weights == sum(parameter.nbytes for parameter in network.parameters())
-    assert told.averages == sum(
-        tensor.nbytes for ema in averages.by_name.values() for tensor in ema.averages.values()
-    )
-    assert told.optimizer == sum(
-        value.nbytes for state in updater.state.values() for value in state.values()
-    )
-
-
-def test_muon_keeps_about_half_of_what_adam_keeps() -> None:
-    adam, muon = (
-        forecast_of(replace(CONFIG, optim=OptimConfig(optimizer=optimizer))).optimizer
-        for optimizer in ("adam", "muon")
-    )
-    assert 0.5 < muon / adam < 0.55  # two moments for biases, norms and the ends
-
-
-def test_every_setting_that_saves_memory_is_told_to() -> None:
-    whole = forecast_of(CONFIG, micro=64).activations
-    recomputed = replace(CONFIG, model=replace(CONFIG.model, gradient_checkpointing=True))
-    assert forecast_of(recomputed, micro=64).activations < 0.6 * whole
-    halved = replace(CONFIG, mixed_precision="bf16")
-    assert forecast_of(halved, micro=64).activations < 0.7 * whole
-    assert forecast_of(CONFIG, micro=32).activations < 0.6 * whole
-
-
-def test_sharded_network_is_a_part_and_a_full_average() -> None:
-    whole = forecast_of(CONFIG)
-    part = forecast_of(replace(CONFIG, sharding="fsdp"), Layout(8, processes=4))
-    for name in ("weights", "gradients", "optimizer"):
-        assert getattr(part, name) == getattr(whole, name) // 4
-    assert part.averages == whole.averages // 4 + whole.averages
-
-
-def test_processes_that_average_gradients_keep_them_twice() -> None:
-    """DistributedDataParallel copies them into buckets."""
-    assert (
-        forecast_of(CONFIG, Layout(8, processes=2)).gradients == 2 * forecast_of(CONFIG).gradients
-    )
-
-
-def measure(answer: Path, config: TrainConfig, batch: int) -> None:
-    """What a training step adds at most to the memory of a process of its own."""
-    torch.set_num_threads(1)
-    network = build_network(config.model, IMAGES, 0)
-    optimizer = make_optimizer(network, config.optim)
-
-    def step(size: int) -> None:
-        x, t = torch.zeros(size, 1, 32, 32), torch.zeros(size, dtype=torch.long)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-            output = network(x, t).sample
-        output.float().square().mean().backward()
-        optimizer.step()
-
-    step(2)  # memory that was freed before is used again without being seen
-    before = psutil.Process().memory_info().rss
-    step(batch)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # in KiB on Linux
-    answer.write_text(str(most - before))
-
-
-@pytest.mark.parametrize("case", ["plain", "bf16", "checkpointing"])
-def test_activations_are_about_those_of_a_real_training_step(tmp_path, case) -> None:
-    config = CONFIG
-    if case == "bf16":
-        config = replace(CONFIG, mixed_precision="bf16")
-    elif case == "checkpointing":
-        config = replace(CONFIG, model=ModelConfig(preset="mnist", gradient_checkpointing=True))
-    process = CONTEXT.Process(target=measure, args=(tmp_path / "bytes", config, 128))
-    process.start()
-    told = forecast_of(config, micro=128).activations
-    process.join()
-    assert 0.75 < told / int((tmp_path / "bytes").read_text()) < 1.2
-
-
 def affine(micro: int) -> Memory:
     """10 MiB for each image, and 100 besides."""
     parts = dict.fromkeys(("weights", "averages", "optimizer", "gradients"), 25 * MIB)
@@ -148,15 +53,16 @@ def affine(micro: int) -> Memory:
 
 def test_auto_takes_the_largest_divisor_that_fits_with_room_to_spare() -> None:
     assert choose_micro_batch(24, 2000 * MIB, affine) == 24
-    assert choose_micro_batch(24, 275 * MIB, affine) == 12  # a fifth is left
-    assert choose_micro_batch(24, 274 * MIB, affine) == 8
+    assert choose_micro_batch(24, 315 * MIB, affine) == 12  # 30 % are left
+    assert choose_micro_batch(24, 314 * MIB, affine) == 8
     assert choose_micro_batch(24, 50 * MIB, affine) == 1
     assert choose_micro_batch(7, 200 * MIB, affine) == 1
 
 
 def test_auto_keeps_the_micro_batch_of_a_run_that_is_resumed_if_it_fits() -> None:
     assert choose_micro_batch(24, 2000 * MIB, affine, previous=6) == 6
-    assert choose_micro_batch(24, 225 * MIB, affine, previous=12) == 8
+    assert choose_micro_batch(24, 260 * MIB, affine, previous=12) == 12  # with 15 % left
+    assert choose_micro_batch(24, 258 * MIB, affine, previous=12) == 8
     assert choose_micro_batch(24, 2000 * MIB, affine, previous=5) == 24  # of other processes
 
 
