@@ -21,12 +21,12 @@ from torch import Tensor
 from benchmarks.judge import FEATURES, moments, read, train_judge
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.metrics.distances import frechet_distance
-from sampling.common.model_loading import ModelSettings
+from ddpm_sa.settings.ranges import Count
 from sampling.common.sampler_settings import SamplerSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(SamplerSettings, ModelSettings):
+class Settings(SamplerSettings):
     """Settings of the benchmark, with those of sampling/sample.py.
 
     Attributes:
@@ -37,14 +37,10 @@ class Settings(SamplerSettings, ModelSettings):
     """
 
     model: str
-    num_images: int = 256
+    num_images: Count = 256
     scheduler: str = "euler_ancestral"
-    epochs: int = 15
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_at_least(1, "num_images", "threads", "epochs")
+    epochs: Count = 15
+    threads: Count = 1
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ A user's mistake is reported in one line and exit code 2; a traceback is for our
 """
 
 import argparse
-import json
+import errno
 import os
 import re
 import shlex
@@ -23,7 +23,10 @@ from jsonargparse import (
 )
 
 from ddpm_sa import __version__
-from ddpm_sa.errors import OutOfMemoryError, UserError, advise_out_of_memory
+from ddpm_sa.errors import OutOfMemoryError, UserError, advise_out_of_memory, require
+from ddpm_sa.progress import silence_bars_of_libraries
+from ddpm_sa.settings.unused import unused_settings
+from ddpm_sa.settings.words import flag_types, given_flags, join_lists, typed_as
 
 Config = TypeVar("Config")
 
@@ -39,8 +42,9 @@ def parse(
 ) -> Config:
     """Read a dataclass of settings from `--config FILE.yaml` and flags; later values win.
 
-    Every field is a flag, nested ones with a dot (`--data.size 32`). A YAML file of the folder
-    configs/ beside the dataclass's module can be given by its name alone (`--config mnist`).
+    Every field is a flag, nested ones with a dot (`--data.size 32`). Lists are typed as
+    `settings.words.join_lists` describes. A YAML file of the folder configs/ beside the dataclass's
+    module can be given by its name alone (`--config mnist`).
 
     Args:
         config: A dataclass whose fields have types, and docstrings for --help.
@@ -51,8 +55,9 @@ def parse(
         An instance of `config`, checked by its `__post_init__`.
 
     Raises:
-        UserError: If a name is unknown, a value has the wrong type, a file is missing, or a
-            `__post_init__` raises a UserError. The message is one line.
+        UserError: If a name is unknown, a value has the wrong type, a file is missing, a
+            `__post_init__` raises a UserError, or a flag has no effect (`settings.unused`). The
+            message is one line.
     """
     home = sys.modules[config.__module__]
     parser = ArgumentParser(
@@ -65,10 +70,22 @@ def parse(
     files = Path(getattr(home, "__file__", "")).parent.glob("configs/*.yaml")
     parser.add_argument("--config", action=_ConfigFile, named={path.stem: path for path in files})
     parser.add_class_arguments(config, as_group=False)
+    types = dict(flag_types(config))
+    for action in parser._actions:
+        if (values := typed_as(types.get(action.dest))) is not None:
+            action.metavar = values
+            # jsonargparse's own `--flag+ VALUE`, which adds to a list, works but is not needed.
+            action.option_strings = [f"--{action.dest}"]
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        settings = parser.parse_args(argv)
+        settings = parser.parse_args(join_lists(argv, config))
         settings.pop("config", None)
-        return config(**vars(parser.instantiate(settings)))
+        checked = config(**vars(parser.instantiate(settings)))
+        given = given_flags(argv)
+        for flag, reason in unused_settings(checked):
+            used = not any(name == flag or name.startswith(f"{flag}.") for name in given)
+            require(used, f"--{flag} has no effect: {reason}")
+        return checked
     except (ArgumentError, UserError) as error:
         raise UserError(f"{_one_line(str(error))} (--help lists every setting)") from error
 
@@ -78,6 +95,11 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter)
 
     def format_help(self) -> str:
         return as_started(super().format_help())
+
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        # A number with its range: "int (at least 1)" instead of "Annotated[int, at least 1]".
+        shown = super()._get_type_str(action)
+        return shown and re.sub(r"Annotated\[(\w+), (.*?)\]", r"\1 (\2)", shown)
 
 
 class _ConfigFile(ActionConfigFile):
@@ -126,29 +148,6 @@ def command_line() -> str:
     return shlex.join([*start, *sys.argv[1:]])
 
 
-def join_repeated_flags(argv: Sequence[str], *names: str) -> list[str]:
-    """Join repeated flags, `--name A --name B`, into the list that `parse` reads, `--name [A,B]`.
-
-    Raises:
-        ValueError: If one of the flags has no value.
-    """
-    values_of: dict[str, list[str]] = {}
-    rest, words = [], iter(argv)
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if flag not in {f"--{name}" for name in names}:
-            rest.append(word)
-            continue
-        argument = value if equals else next(words, "--")
-        if argument.startswith("--"):
-            raise UserError(f"{flag} needs a value")
-        values_of.setdefault(flag, []).append(argument)
-    for flag, values in values_of.items():
-        is_list = len(values) == 1 and values[0].startswith("[")
-        rest += [flag, values[0] if is_list else json.dumps(values)]
-    return rest
-
-
 def run_program(main: Callable[[], object]) -> NoReturn:
     """Run `main` and exit with code 0, or with code 2 and one line if it raises a UserError.
 
@@ -156,15 +155,18 @@ def run_program(main: Callable[[], object]) -> NoReturn:
     Any other exception is a fault of ours: it keeps its traceback, with a line below that says
     where to report it.
     """
+    silence_bars_of_libraries()
     try:
         with advise_out_of_memory("close other programs, or use a machine with more memory"):
             main()
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, OutOfMemoryError):
-            print(f"error: {_one_line(str(error))}", file=sys.stderr)
-        # RANK is set before there is a process group.
-        sys.exit(2)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            error = UserError(f"{error.strerror}: {error.filename}")
+        if isinstance(error, UserError):
+            # RANK is set before there is a process group.
+            if os.environ.get("RANK", "0") == "0" or isinstance(error, OutOfMemoryError):
+                print(f"error: {_one_line(str(error))}", file=sys.stderr)
+            sys.exit(2)
         traceback.print_exc()
         print(
             f"This is a fault of ddpm_sa {__version__}, not of your input. Please report it with "

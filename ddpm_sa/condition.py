@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ddpm_sa.errors import UserError
 
+NAMES_SHOWN = 8  # in a message; ImageNet has a thousand
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Condition:
@@ -70,21 +72,29 @@ def concatenate(conditions: Sequence[Condition]) -> Condition:
     )
 
 
-def checked_labels(class_labels: Any, num_images: int, num_classes: int) -> Tensor:
+def checked_labels(
+    class_labels: Any, num_images: int, num_classes: int, names: Sequence[str] | None = None
+) -> Tensor:
     """Class labels as `Condition` has them.
 
     Args:
-        class_labels: One integer for all images, or a sequence (list, array, tensor) with one for
-            each.
+        class_labels: One class for all images, or a sequence (list, array, tensor) with one for
+            each. An integer is an index; a string is a name, or the index if no class has that
+            name.
         num_images: B.
         num_classes: Labels are 0 ... num_classes - 1.
+        names: Of the classes 0, 1, ..., or None.
 
     Raises:
-        ValueError: If they are not integers, out of range, or not one per image.
+        ValueError: If they are neither integers nor names, out of range, or not one per image.
     """
     labels = np.asarray(class_labels)
+    if labels.dtype.kind in "UO" and labels.ndim < 2:  # with integers and strings, all are strings
+        given = [class_labels] if labels.ndim == 0 else list(class_labels)
+        indices = [_class_index(label, num_classes, names or ()) for label in given]
+        labels = np.asarray(indices if labels.ndim else indices[0])
     if labels.ndim > 1 or (labels.size and labels.dtype.kind not in "iu"):
-        raise UserError(f"class_labels={class_labels!r} must be integers")
+        raise UserError(f"class_labels={class_labels!r} must be integers or names of classes")
     if labels.ndim == 0:
         labels = labels.repeat(num_images)
     if len(labels) != num_images:
@@ -93,3 +103,24 @@ def checked_labels(class_labels: Any, num_images: int, num_classes: int) -> Tens
         if not 0 <= label < num_classes:
             raise UserError(f"class label {label} is not among 0 ... {num_classes - 1}")
     return torch.from_numpy(labels.astype(np.int64))
+
+
+def _class_index(label: Any, num_classes: int, names: Sequence[str]) -> Any:
+    """The index of a class that is given by its name; anything but a string as it is."""
+    if not isinstance(label, str):
+        return label
+    # A class may be called "3" and not be the third: its name is what people see.
+    if label in names:
+        return list(names).index(label)
+    if label.isdecimal() and len(label) < 10 and int(label) < num_classes:
+        return int(label)
+    if not names:
+        raise UserError(
+            f"class {label!r}: the classes of this model have no names; give a number, 0 ... "
+            f"{num_classes - 1}"
+        )
+    first = ", ".join(names[:NAMES_SHOWN])
+    more = f" and {len(names) - NAMES_SHOWN} others" if len(names) > NAMES_SHOWN else ""
+    raise UserError(
+        f"no class is called {label!r}; there are {first}{more}, or 0 ... {num_classes - 1}"
+    )

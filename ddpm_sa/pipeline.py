@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddpm_sa.condition import NO_CONDITION, Condition, checked_labels
 from ddpm_sa.diffusion.prediction import Prediction, prediction
+from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.errors import UserError
 from ddpm_sa.guidance.base import Guidance
 from ddpm_sa.guidance.by_name import Kind, check_together, make_guidance
@@ -26,6 +27,8 @@ from ddpm_sa.samplers.schedulers import Options
 INITIAL_NOISE = "sampling: x_T"
 STEP_NOISE = "sampling: step"
 
+Classes = int | str | Sequence[int | str] | None
+"""Classes of images, by index or by name; see `Pipeline.condition`."""
 StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 """diffusers' callback_on_step_end; see `Pipeline.__call__`."""
 
@@ -63,6 +66,11 @@ class Pipeline(PipelineFiles):
         self.register_modules(unet=unet, scheduler=scheduler)
         self.image_format = image_format or ImageFormat.from_unet(unet)
         check_channels(unet, scheduler, self.image_format.channels)
+        labels, classes = self.image_format.labels, unet.config.num_class_embeds
+        if labels is not None and classes is not None and len(labels) > classes:
+            raise UserError(
+                f"image_format has {len(labels)} labels, and the network num_class_embeds={classes}"
+            )
 
     def __call__(
         self,
@@ -71,7 +79,7 @@ class Pipeline(PipelineFiles):
         seed: int = 0,
         batch_size: int = 8,
         scheduler: str = "ddim",
-        class_labels: int | Sequence[int] | None = None,
+        class_labels: Classes = None,
         output_type: Literal["pil", "np", "pt", "values"] = "pil",
         indices: Sequence[int] | None = None,
         scheduler_options: Options | None = None,
@@ -89,7 +97,8 @@ class Pipeline(PipelineFiles):
             batch_size: Images at once, for speed alone.
             scheduler: One of `ddpm_sa.samplers.schedulers.SCHEDULERS`.
             class_labels: For a class-conditional network: one class for all, or one for each
-                image; image i has class i modulo the number of classes, if None.
+                image, by index or by name; image i has class i modulo the number of classes, if
+                None.
             output_type: "pil"; or "np", (N, H, W, C), or "pt", (N, C, H, W), in [0, 1], float32;
                 or "values", (N, H, W, C), of the type and range that the training images had.
             indices: Sample these images instead of the first num_images.
@@ -270,11 +279,8 @@ class Pipeline(PipelineFiles):
         if null_class is None and kind == "cfg" and names and classes == len(names) + 1:
             null_class = len(names)
         predicts = self.scheduler.config.prediction_type
-        if weaker is not None and weaker.scheduler.config.prediction_type != predicts:
-            raise UserError(
-                f"the weaker model predicts {weaker.scheduler.config.prediction_type!r}, the model "
-                f"{predicts!r}"
-            )
+        if weaker is not None:
+            check_weaker(self, weaker)
         return make_guidance(
             kind,
             scale,
@@ -288,15 +294,15 @@ class Pipeline(PipelineFiles):
             weaker=weaker and weaker.unet.eval().to(self.device),
         )
 
-    def condition(
-        self, indices: Sequence[int], class_labels: int | Sequence[int] | None = None
-    ) -> Condition:
+    def condition(self, indices: Sequence[int], class_labels: Classes = None) -> Condition:
         """The conditioning of each image, on the CPU; empty for an unconditional network.
 
         Args:
             indices: Which images; image i has class i modulo the number of classes if
                 class_labels is None.
-            class_labels: One class for all, or one for each image.
+            class_labels: One class for all, or one for each image: an index, or a name of
+                `image_format.labels`. A class whose name is a number goes by its name if it is
+                given as a string.
 
         Raises:
             ValueError: If the network has no classes, not that many, or not every image has one.
@@ -310,8 +316,32 @@ class Pipeline(PipelineFiles):
             # Without the class that stands for "no label", if there is one.
             num_named = config.num_class_embeds if names is None else len(names)
             class_labels = [index % num_named for index in indices]
-        labels = checked_labels(class_labels, len(indices), config.num_class_embeds)
+        labels = checked_labels(class_labels, len(indices), config.num_class_embeds, names)
         return Condition(class_labels=labels)
+
+
+def check_weaker(pipeline: Pipeline, weaker: Pipeline) -> None:
+    """Refuse a weaker model whose predictions mean something else at the same x_t and t.
+
+    Raises:
+        ValueError: If it predicts another quantity, was trained with another noise schedule, or is
+            of images of another format.
+    """
+    pipelines = (pipeline, weaker)
+    ours, theirs = (each.scheduler.config.prediction_type for each in pipelines)
+    if ours != theirs:
+        raise UserError(f"the weaker model predicts {theirs!r}, the model {ours!r}")
+    for name in ("channels", "size", "bit_depth", "value_range", "labels"):
+        ours, theirs = (getattr(each.image_format, name) for each in pipelines)
+        # A folder of diffusers has no names of its classes.
+        if ours != theirs and None not in (ours, theirs):
+            raise UserError(f"the weaker model is of images with {name}={theirs}, the model {ours}")
+    betas, others = (NoiseSchedule.from_scheduler(each.scheduler).betas for each in pipelines)
+    if len(betas) != len(others) or not betas.allclose(others):
+        raise UserError(
+            "the weaker model was trained with another noise schedule than the model: at the same "
+            "timestep, it expects another amount of noise"
+        )
 
 
 def _call_back(pipeline: Pipeline, callback: StepEnd | None, step: Step) -> Tensor | None:

@@ -12,12 +12,14 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention_slots import attention_layers
+from ddpm_sa.settings.ranges import Range, check_ranges
 from sampling.common.device import resolve_device
 from sampling.common.model_loading import open_model
 
@@ -28,7 +30,7 @@ class Settings:
 
     Attributes:
         model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a DDPMPipeline's
-            repository on the Hugging Face Hub; or a list of them, as in "[runs/a, runs/b]".
+            repository on the Hugging Face Hub; or several of them, as in `--model runs/a runs/b`.
         host: Address to listen on: 127.0.0.1, this computer only; 0.0.0.0, all networks.
         port: Port to listen on; 0 takes a free one.
         device: cpu, cuda, cuda:1, mps, ...; by default the accelerator if there is one.
@@ -36,14 +38,13 @@ class Settings:
 
     model: str | list[str]
     host: str = "127.0.0.1"
-    port: int = 7860
+    port: Annotated[int, Range(least=0, most=65535)] = 7860
     device: str | None = None
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if not self.models():
             raise UserError("model=[] must name at least one model")
-        if not 0 <= self.port <= 65535:
-            raise UserError(f"port={self.port} must lie between 0 and 65535")
 
     def models(self) -> list[str]:
         return [self.model] if isinstance(self.model, str) else self.model

@@ -1,7 +1,6 @@
 """Draw the attention maps of one image while it is sampled.
 
-    python sampling/attention.py --model runs/mnist/model --query 12,16 --query 20,8 \
-        --output_dir out
+    python sampling/attention.py --model runs/mnist/model --query 12,16 20,8 --output_dir out
 
 Writes attention.png (the denoising trajectory with the maps of one layer), attention.gif (the same,
 animated), layers-Y-X.png for each query (all layers), measures.png (entropy, distance and locality
@@ -9,7 +8,6 @@ of attention) and attention.npz (the numbers of every layer and head at every st
 """
 
 import dataclasses
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +18,11 @@ from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention_slots import attention_layers
+from ddpm_sa.progress import ProgressBar
+from ddpm_sa.settings.ranges import Index
 from sampling.common.device import resolve_device
-from sampling.common.model_loading import ModelSettings
-from sampling.common.output_folder import make_output_folder, require_matplotlib
+from sampling.common.output_folder import hold_output_folder, require_matplotlib
+from sampling.common.sampler_settings import SamplerSettings
 from sampling.common.trajectory import (
     AttentionTrajectory,
     SampleSpec,
@@ -35,63 +35,82 @@ MAX_QUERIES = 12  # a figure with more is unreadable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(ModelSettings):
+class Settings(SamplerSettings):
     """Command-line settings of sampling/attention.py.
 
     Attributes:
         model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a DDPMPipeline's
             repository on the Hugging Face Hub.
         output_dir: Folder for the figures and attention.npz; created if it does not exist.
-        query: A query pixel Y,X (row, column, from 0); repeat the flag for several, as in
-            `--query 12,16 --query 20,8`. By default the brightest and the darkest place.
+        query: Query pixels Y,X (row, column, from 0), as in `--query 12,16 20,8`. By default the
+            brightest and the darkest place.
         layer: The layer of attention.png, such as mid_block.attentions.0; by default the last of
             the up blocks' layers with the highest resolution.
         index: Index of the image for this seed, as in sampling/sample.py.
-        steps: Number of steps, at most the number of training timesteps.
-        scheduler: ddpm, ddim, dpmsolver++, dpmsolver++sde, unipc, euler, euler_ancestral, heun or
-            pndm.
-        class_label: For a class-conditional network; by default index modulo the number of classes.
+        class_label: For a class-conditional network: a class by its name, or by its number where no
+            class has that name; by default index modulo the number of classes.
+
+    The maps are those of the model's own evaluations, not of the weak ones that guide it.
     """
 
     model: str
     output_dir: str
-    query: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    query: list[tuple[Index, Index]] = dataclasses.field(default_factory=list)
     layer: str | None = None
-    index: int = 0
-    steps: int = 50
-    scheduler: str = "ddim"
-    class_label: int | None = None
+    index: Index = 0
+    class_label: str | Index | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(0, "index")
         if len(self.query) > MAX_QUERIES:
             raise UserError(f"{len(self.query)} queries are too many; give {MAX_QUERIES} at most")
 
-    def spec(self) -> SampleSpec:
+    def unused(self) -> dict[str, str]:
+        return {"cache_interval": "every map is that of a whole evaluation"}
+
+    def spec(self, pipeline: Pipeline) -> SampleSpec:
+        """The image to sample.
+
+        Raises:
+            ValueError: If this pipeline cannot sample this way.
+        """
+        method = self.method(pipeline)
         return SampleSpec(
             seed=self.seed,
             index=self.index,
-            steps=self.steps,
-            scheduler=self.scheduler,
+            steps=method.steps,
+            scheduler=method.scheduler,
+            scheduler_options=method.scheduler_options,
+            guide=method.guide,
             class_label=self.class_label,
         )
 
+    def describe(self, spec: SampleSpec, pipeline: Pipeline) -> str:
+        """The caption of the figures: what was sampled, and how."""
+        kind, scale = self.guidance.kind, self.guidance.scale
+        guided = "" if kind == "none" else f", guidance {kind} with scale {scale:g}"
+        return f"{spec.describe(pipeline)}{guided}"
+
 
 def main() -> None:
-    settings = parse(Settings, gather_queries(sys.argv[1:]))
+    settings = parse(Settings)
     require_matplotlib()
+    with hold_output_folder(settings.output_dir):
+        draw(settings)
+
+
+def draw(settings: Settings) -> None:
+    """Sample the image, and draw what its attention looks at."""
     pipeline = settings.open(settings.model)
     layer = _choose_layer(pipeline, settings.layer)
     _check_queries(settings.query, pipeline.image_format.size)
-    spec = settings.spec()
-    spec.count_evaluations(pipeline)  # raises for settings that cannot be used
     pipeline.to(resolve_device(settings.device))
-    folder = make_output_folder(Path(settings.output_dir))
+    spec = settings.spec(pipeline)
+    which = settings.describe(spec, pipeline)  # raises for a class that there is not
+    folder = Path(settings.output_dir)
 
-    pipeline.set_progress_bar_config(desc="denoising", unit="evaluation")
     trajectory = _record(pipeline, spec, settings.query)
-    names = draw_figures(trajectory, layer, spec.describe(pipeline), folder)
+    names = draw_figures(trajectory, layer, which, folder)
     print(
         f"queries {', '.join(f'{y},{x}' for y, x in trajectory.queries)} in {layer}: "
         f"{folder / names[0]}, {', '.join(names[1:])}"
@@ -130,7 +149,8 @@ def _record(
 ) -> AttentionTrajectory:
     # The brightest place is known only after sampling, so the image is then sampled twice.
     runs = 1 if queries else 2
-    with pipeline.progress_bar(total=runs * spec.count_evaluations(pipeline)) as bar:  # type: ignore[call-arg]
+    total = runs * spec.count_evaluations(pipeline)
+    with ProgressBar("denoising", "evaluation", total=total) as bar:
         if not queries:
             steps = []
             for step in spec.denoise(pipeline):
@@ -142,30 +162,6 @@ def _record(
                 Trajectory.from_steps(steps).image[..., :height, :width]
             )
         return record_trajectory(pipeline, spec, queries, bar.update)
-
-
-def gather_queries(words: Sequence[str]) -> list[str]:
-    """Merge every `--query Y,X` of a command line into the one list that the parser takes.
-
-    Raises:
-        ValueError: If a query is not a pair of whole numbers.
-    """
-    rest, queries = [], []
-    words = [part for word in words for part in _split(word)]
-    following = iter(words)
-    for word in following:
-        if word != "--query":
-            rest.append(word)
-            continue
-        value = next(following, "")
-        if not re.fullmatch(r"\d+,\d+", value):
-            raise UserError(f"query={value!r} must be a pixel Y,X of the image, as in 12,16")
-        queries.append(f"[{value}]")
-    return rest + (["--query", f"[{','.join(queries)}]"] if queries else [])
-
-
-def _split(word: str) -> list[str]:
-    return word.split("=", 1) if word.startswith("--query=") else [word]
 
 
 def _choose_layer(pipeline: Pipeline, name: str | None) -> str:

@@ -22,16 +22,19 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.editing.editor import Editor
 from ddpm_sa.errors import UserError
+from ddpm_sa.files.atomic_files import write_atomically
+from ddpm_sa.files.folder_lock import LOCK
 from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.pipeline import Batch
+from ddpm_sa.progress import show_progress
+from ddpm_sa.settings.ranges import Count, Fraction, Index
 from sampling.common.device import resolve_device
 from sampling.common.image_files import read_images, read_mask
-from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
-from sampling.common.output_folder import make_output_folder
+from sampling.common.model_loading import describe_environment, model_identity
+from sampling.common.output_folder import hold_output_folder
 from sampling.common.sample_folder import GRID, image_path, save_images, save_picture
 from sampling.common.sampler_settings import SamplerSettings
 
@@ -40,9 +43,17 @@ RECORD = "edit.json"
 IMAGE_NAME = re.compile(r"\d{6,}\.(png|npy)")
 NEEDS_IMAGES = {"sdedit": 1, "interpolate": 2, "inpaint": 1, "reconstruct": 1}
 
+USED_BY: dict[str, set[Edit]] = {
+    "strength": {"sdedit"},
+    "level": {"interpolate", "variations"},
+    "count": {"interpolate", "variations", "progressive"},
+    "index": {"variations", "progressive"},
+    "repeats": {"inpaint"},
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(SamplerSettings, ModelSettings):
+class Settings(SamplerSettings):
     """Command-line settings of sampling/edit.py.
 
     Attributes:
@@ -52,8 +63,8 @@ class Settings(SamplerSettings, ModelSettings):
         edit: sdedit (add noise to images and denoise them), interpolate (mix two images at a noise
             level), inpaint (fill in a mask), variations (samples that share x_t at a level),
             progressive (predicted images during sampling), reconstruct (DDIM inversion and back).
-        image: List of image files of the model's size and channels: one or more; for interpolate,
-            two.
+        image: Image files of the model's size and channels, as in `--image a.png b.png`: one or
+            more; for interpolate, two.
         mask: For inpaint: a picture of the images' size, white where they are to be filled in.
         strength: For sdedit: 0 returns the images, 1 keeps almost nothing of them.
         level: For interpolate and variations: a training timestep; higher gives larger changes.
@@ -61,7 +72,8 @@ class Settings(SamplerSettings, ModelSettings):
         index: For variations and progressive: index of the image for this seed.
         repeats: For inpaint: how often each step is repeated; more repeats fit the known pixels
             better.
-        class_label: For a class-conditional network: the class of the edited images.
+        class_label: For a class-conditional network: the class of the edited images, by its name,
+            or by its number where no class has that name.
     """
 
     model: str
@@ -69,17 +81,15 @@ class Settings(SamplerSettings, ModelSettings):
     edit: Edit
     image: list[str] = dataclasses.field(default_factory=list)
     mask: str | None = None
-    strength: float = 0.5
-    level: int = 500
-    count: int = 8
-    index: int = 0
-    repeats: int = 10
-    class_label: int | None = None
+    strength: Fraction = 0.5
+    level: Index = 500
+    count: Count = 8
+    index: Index = 0
+    repeats: Count = 10
+    class_label: str | Index | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(0, "index")
-        self.require_at_least(1, "count")
         needed = NEEDS_IMAGES.get(self.edit, 0)
         fits = len(self.image) == 2 if self.edit == "interpolate" else len(self.image) >= needed
         if not fits or (self.image and not needed):
@@ -88,9 +98,28 @@ class Settings(SamplerSettings, ModelSettings):
         if (self.edit == "inpaint") != (self.mask is not None):
             raise UserError("a mask is required by inpaint, and used by inpaint only")
 
+    def unused(self) -> dict[str, str]:
+        unused = {
+            name: f"edit={self.edit} does not use it; {', '.join(sorted(edits))} "
+            f"{'does' if len(edits) == 1 else 'do'}"
+            for name, edits in USED_BY.items()
+            if self.edit not in edits
+        }
+        if self.edit == "reconstruct":
+            names = ["seed", "scheduler_options", "guidance", "cache_interval"]
+            names += ["scheduler"] if self.scheduler != "ddim" else []
+            unused |= dict.fromkeys(names, "edit=reconstruct goes both ways by deterministic ddim")
+        return unused
+
 
 def main() -> None:
     settings = parse(Settings)
+    with hold_output_folder(settings.output_dir):
+        edit(settings)
+
+
+def edit(settings: Settings) -> None:
+    """Edit the images, and replace the edit that the folder holds, if any."""
     pipeline = settings.open(settings.model)
     image_format = pipeline.image_format
     given = read_images(settings.image, image_format)
@@ -102,6 +131,7 @@ def main() -> None:
         "environment": describe_environment(settings.model, device),
     }
     pipeline.to(device)
+    show_progress(pipeline, settings.edit)
     method = settings.method(pipeline)
     editor = Editor(pipeline=pipeline, method=method, seed=settings.seed)
     edited = edit_images(editor, settings, given, mask)
@@ -154,14 +184,13 @@ def write_record(folder: Path, record: dict[str, Any], names: Sequence[str]) -> 
 
 
 def check_earlier_edit(folder: Path, new_names: Sequence[str]) -> list[str]:
-    """Create the folder, or find the images that the edit.json in it names.
+    """Find the images that the edit.json in the folder names; none if the folder is empty.
 
     Raises:
         ValueError: If the folder holds other things but no edit.json, if edit.json is not one of
             ours, or if a new image would overwrite a file that it does not name.
     """
-    make_output_folder(folder)
-    if not any(folder.iterdir()):
+    if {path.name for path in folder.iterdir()} <= {LOCK}:
         return []
     earlier = _read_image_names(folder / RECORD)
     for name in new_names:

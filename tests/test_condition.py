@@ -49,10 +49,47 @@ def test_labels_of_every_usual_type_are_taken(label: Any) -> None:
         (3, "label 3 is not among 0 ... 2"),
         (-1, "label -1 is not among"),
         (1.5, "integers"),
-        ("cat", "integers"),
+        ("cat", "class 'cat': the classes of this model have no names; give a number, 0 ... 2"),
+        ("3", "class '3'"),
+        (["1", 5, "2"], "3 class_labels for 2 images"),
+        ([True, False], "integers"),
         ([[0, 1]], "integers"),
     ],
 )
 def test_other_labels_are_refused(label: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         checked_labels(label, 2, 3)
+
+
+NAMES = ("7", "cat", "3", "0")
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("cat", [1, 1]),
+        (["cat", "7"], [1, 0]),
+        (["cat", 3], [1, 3]),
+        (np.array(["3", "cat"]), [2, 1]),
+        ("3", [2, 2]),  # a name before an index
+        (3, [3, 3]),
+        ("1", [1, 1]),  # no class has this name
+        ("0", [3, 3]),
+    ],
+)
+def test_classes_are_given_by_name_and_strings_are_names_first(
+    label: Any, expected: list[int]
+) -> None:
+    assert checked_labels(label, 2, 5, NAMES).tolist() == expected
+
+
+def test_an_unknown_name_names_those_there_are() -> None:
+    with pytest.raises(ValueError, match="no class is called 'dog'; there are 7, cat, 3, 0, or 0"):
+        checked_labels("dog", 2, 4, NAMES)
+    many = [f"class{i}" for i in range(1000)]
+    with pytest.raises(ValueError, match=r"class7 and 992 others, or 0 ... 999") as refusal:
+        checked_labels(["class999", "class1000"], 2, 1000, many)
+    assert len(str(refusal.value)) < 150
+    for huge in ("9" * 5000, "-1", "1.0", "٣"):
+        with pytest.raises(ValueError, match="no class is called"):
+            checked_labels(huge, 2, 3, ["a", "b", "c"])

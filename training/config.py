@@ -3,11 +3,32 @@
 The defaults are the recipe of Ho et al. 2020 for CIFAR-10.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Self
 
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.errors import require
+from ddpm_sa.settings.ranges import (
+    Count,
+    Index,
+    NonNegative,
+    Positive,
+    Range,
+    Rate,
+    Seed,
+    Share,
+    check_ranges,
+)
+
+# Settings that fine-tuning takes from the model it starts from, and their names in the
+# configuration of a diffusers scheduler.
+OF_SAVED_MODEL = {
+    "objective.prediction_type": "prediction_type",
+    "schedule.kind": "beta_schedule",
+    "schedule.num_timesteps": "num_train_timesteps",
+    "schedule.beta_start": "beta_start",
+    "schedule.beta_end": "beta_end",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,12 +36,21 @@ class ModelConfig:
     """The network."""
 
     preset: str = "cifar10"
-    """A network of ddpm_sa.models.presets, initialised as the paper does."""
+    """A network of ddpm_sa.models.presets, initialised as the paper does. auto: the network that
+    follows from the size of the images (ddpm_sa.models.sizing): levels until 4 to 8 pixels are
+    left, with attention where there are at most 16."""
+    width: int | None = None
+    """Channels of the first level, which the widths of the other levels follow; for preset auto
+    only. None: 128."""
     init_from: str | None = None
-    """Fine-tune the network of this model folder or Hub repository, instead of `preset`."""
-    attention_resolutions: list[int] | None = None
+    """Fine-tune the network of this model folder or Hub repository, instead of `preset`, with its
+    prediction type and noise schedule."""
+    init_override: list[str] | None = None
+    """Settings that replace those of the model of `init_from`, e.g. [schedule.kind]; the flags that
+    `--override true` allows are added."""
+    attention_resolutions: list[Count] | None = None
     """Use attention where the feature map has these heights, e.g. [16]. None: as in the preset."""
-    dropout: float | None = None
+    dropout: Rate | None = None
     """Dropout in the residual blocks. None: as in the preset."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -28,13 +58,39 @@ class ModelConfig:
     """Arguments of UNet that override the preset's: {block_out_channels: [64, 128]}."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "model.")
         taken = {"in_channels", "out_channels", "sample_size", "num_class_embeds"} & set(self.unet)
         require(not taken, f"model.unet sets {sorted(taken)}, which follow from the data")
+        require(
+            self.width is None or (self.preset == "auto" and self.init_from is None),
+            f"model.width={self.width} is for model.preset=auto; the widths of "
+            f"model.{'preset' if self.init_from is None else 'init_from'}="
+            f"{self.init_from or self.preset} are fixed (model.unet changes those of a preset)",
+        )
+        require(
+            self.width is None or "block_out_channels" not in self.unet,
+            f"model.width={self.width} has no effect beside block_out_channels in model.unet",
+        )
+        unknown = set(self.init_override or []) - OF_SAVED_MODEL.keys()
+        require(
+            not unknown,
+            f"model.init_override={self.init_override}: {', '.join(sorted(unknown))} cannot be "
+            f"replaced; known are {', '.join(OF_SAVED_MODEL)}",
+        )
+        require(
+            not self.init_override or self.init_from is not None,
+            f"model.init_override={self.init_override} has no effect without model.init_from",
+        )
         require(
             self.init_from is None or self.attention_resolutions is None,
             f"model.attention_resolutions={self.attention_resolutions} cannot be used with "
             f"model.init_from={self.init_from}, whose attention layers are fixed",
         )
+
+    def unused(self) -> dict[str, str]:
+        if self.init_from is None:
+            return {}
+        return {"preset": f"the network is that of model.init_from={self.init_from}"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +113,27 @@ class ObjectiveConfig:
 class ScheduleConfig:
     """The noise schedule."""
 
-    kind: Literal["linear", "cosine", "quadratic"] = "linear"
-    """linear (Ho et al. 2020), cosine (Nichol & Dhariwal 2021), or linear in sqrt(beta)."""
-    num_timesteps: int = 1000
+    kind: Literal["linear", "cosine", "quadratic", "saved"] = "linear"
+    """linear (Ho et al. 2020), cosine (Nichol & Dhariwal 2021), quadratic: linear in sqrt(beta), or
+    saved: another one, that of the model of `model.init_from`."""
+    num_timesteps: Annotated[int, Range(least=2, most=1_000_000)] = 1000
     """Number of timesteps T."""
-    beta_start: float = 1e-4
+    beta_start: Share = 1e-4
     """beta at t = 0; not used by the cosine schedule."""
-    beta_end: float = 0.02
+    beta_end: Share = 0.02
     """beta at t = T - 1; not used by the cosine schedule."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "schedule.")
         require(
-            0 < self.beta_start <= self.beta_end < 1,
-            f"schedule.beta_start={self.beta_start}, schedule.beta_end={self.beta_end}: "
-            "0 < start <= end < 1",
+            self.beta_start <= self.beta_end,
+            f"schedule.beta_start={self.beta_start} must be at most "
+            f"schedule.beta_end={self.beta_end}",
         )
-        require(self.num_timesteps >= 2, f"schedule.num_timesteps={self.num_timesteps}: 2 or more")
+
+    def unused(self) -> dict[str, str]:
+        reason = "schedule.kind=cosine has betas of its own"
+        return dict.fromkeys(("beta_start", "beta_end"), reason) if self.kind == "cosine" else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,52 +143,55 @@ class OptimConfig:
     optimizer: Literal["adam", "muon"] = "adam"
     """muon: orthogonalised momentum for hidden weight matrices, AdamW for the rest. Learns more per
     image; the extra cost per update matters less with large batches."""
-    lr: float = 2e-4
+    lr: Positive = 2e-4
     """Learning rate after the warm-up."""
-    warmup_steps: int = 5000
+    warmup_steps: Index = 5000
     """Update k (from 0) uses lr * min(k / warmup_steps, 1), as in the paper's code: 0 first."""
-    decay_steps: int | None = None
-    """After the warm-up lr falls linearly to 0 at this update. None: constant, as in the paper."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    decay_steps: Count | Literal["steps"] | None = None
+    """After the warm-up lr falls linearly to 0 at this update; `steps`: at the end of the run,
+    whatever `steps` is. None: constant, as in the paper."""
+    betas: tuple[Rate, Rate] = (0.9, 0.999)
     """Decay rates of the running means of the gradient and of its square."""
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     """Added to the square root of the second mean, for numerical stability."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """Decoupled weight decay, as in AdamW."""
-    grad_clip: float | None = 1.0
+    grad_clip: Positive | None = 1.0
     """Maximum norm of the batch's gradient. None: no clipping."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"optim.lr={self.lr} must be above 0")
-        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}: 0 or more")
+        check_ranges(self, "optim.")
         require(
-            self.decay_steps is None or self.decay_steps > self.warmup_steps,
+            not isinstance(self.decay_steps, int) or self.decay_steps > self.warmup_steps,
             f"optim.decay_steps={self.decay_steps} must be above "
             f"optim.warmup_steps={self.warmup_steps}, or null for no decay",
         )
-        require(
-            self.grad_clip is None or self.grad_clip > 0,
-            f"optim.grad_clip={self.grad_clip} must be above 0, or null for no limit",
-        )
+
+    def for_steps(self, steps: int) -> Self:
+        """The same settings for a run of so many updates: decay_steps is a number or None.
+
+        There is no decay in a run that ends within the warm-up.
+        """
+        if self.decay_steps != "steps":
+            return self
+        return replace(self, decay_steps=steps if steps > self.warmup_steps else None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EMAConfig:
     """Exponential moving average of the weights, which samples and the saved model use."""
 
-    decay: float = 0.9999
+    decay: Rate = 0.9999
     """Decay rate of the average."""
     warmup: bool = False
     """Use min(decay, (1 + k) / (10 + k)) at update k, so that short runs forget their start."""
-    more: list[float] = field(default_factory=list)
+    more: list[Rate] = field(default_factory=list)
     """Further decay rates, e.g. [0.999, 0.99]; each average is saved too, as model-ema-0.999/."""
     keep_raw: bool = False
     """Also save the weights without averaging, as model-raw/."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.decay < 1, f"ema.decay={self.decay} must be in [0, 1)")
-        for decay in self.more:
-            require(0 <= decay < 1, f"ema.more={self.more}: {decay} must be in [0, 1)")
+        check_ranges(self, "ema.")
         decays = [self.decay, *self.more]
         require(
             len(set(decays)) == len(decays),
@@ -147,36 +211,37 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
-    steps: int = 800_000
+    steps: Count = 800_000
     """Optimiser updates."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Images per update, over all processes and accumulation steps."""
-    micro_batch_size: int | Literal["auto"] | None = None
-    """Images that a process evaluates at once. None: its whole share of the batch. auto: the
-    largest part of it that fits into memory. The number of accumulation steps is batch_size /
-    (processes * micro_batch_size)."""
-    seed: int = 0
+    micro_batch_size: Count | Literal["auto"] | None = None
+    """Images that a process evaluates at once, at most: the largest divisor of its share of the
+    batch up to this. None: its whole share. auto: the largest divisor that fits into memory. Each
+    update accumulates over the micro-batches."""
+    seed: Seed = 0
     """All random numbers are functions of the seed, the step and the position in the batch."""
-    save_every: int = 5000
+    save_every: Count = 5000
     """Updates between checkpoints."""
-    sample_every: int = 5000
+    sample_every: Index = 5000
     """Updates between sample grids; 0: none."""
-    validate_every: int = 5000
+    validate_every: Index = 5000
     """Updates between validations on the images that data.validation holds out; 0: none."""
-    log_every: int = 100
+    log_every: Count = 100
     """Updates averaged in one line of metrics.jsonl."""
-    num_samples: int = 16
+    num_samples: Count = 16
     """Images in a sample grid."""
-    num_validation: int = 1000
+    num_validation: Count = 1000
     """Losses averaged in a validation, over the held-out images in turn; the timestep and noise of
     each are the same in every validation."""
-    sample_steps: int = 25
+    sample_steps: Count = 25
     """DDIM steps for a sample grid."""
     resume: str = "never"
     """`auto`: continue from the newest valid checkpoint in output_dir, if any; a checkpoint folder:
     continue from it; `never`: output_dir must not hold a run."""
     override: bool = False
-    """Allow a resumed run to change settings that affect its results; each change is reported."""
+    """Allow a resumed run to change settings that affect its results, and fine-tuning to change the
+    prediction type and noise schedule of its model; each change is reported."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network's arithmetic. auto: bf16 if the hardware supports it."""
     compile: bool = False
@@ -184,35 +249,23 @@ class TrainConfig:
     sharding: Literal["none", "fsdp"] = "none"
     """fsdp: shard weights, averages and optimiser state over the processes, if the network does not
     fit on one GPU. none: replicate them."""
-    time_limit: float | None = None
+    time_limit: NonNegative | None = None
     """Minutes after which the run ends as if all steps were done."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Number of newest valid checkpoints to keep; older ones are removed."""
-    keep_every: int | None = None
-    """Also keep older checkpoints whose step is a multiple of this. None: keep none of them."""
+    keep_every: Count | None = None
+    """Also keep an older checkpoint of each interval of so many updates, the first at its beginning
+    or after. None: keep none of them."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """If a loss or gradient is not finite: end the run, or skip the update and count it."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     """Where to log curves and sample grids, besides metrics.jsonl and samples/."""
 
     def __post_init__(self) -> None:
-        counts = {
-            "steps": self.steps,
-            "batch_size": self.batch_size,
-            "save_every": self.save_every,
-            "log_every": self.log_every,
-            "num_samples": self.num_samples,
-            "num_validation": self.num_validation,
-            "sample_steps": self.sample_steps,
-            "keep_checkpoints": self.keep_checkpoints,
-        }
-        for name, value in counts.items():
-            require(value >= 1, f"{name}={value} must be 1 or more")
+        check_ranges(self)
         require(
-            self.keep_every is None
-            or (self.keep_every >= 1 and self.keep_every % self.save_every == 0),
-            f"keep_every={self.keep_every} must be a multiple of save_every={self.save_every}, "
-            "or null, since only saved checkpoints can be kept",
+            self.schedule.kind != "saved" or self.model.init_from is not None,
+            "schedule.kind=saved needs model.init_from, the model whose schedule is used",
         )
         unsupported_with_fsdp = {
             "optim.optimizer": (self.optim.optimizer, "muon", "adam"),
@@ -224,10 +277,14 @@ class TrainConfig:
                 self.sharding == "none" or value != refused,
                 f"sharding={self.sharding} does not support {name}={value}; use {alternative}",
             )
-        require(self.seed >= 0, f"seed={self.seed} must be 0 or more")
-        for name in ("sample_every", "validate_every"):
-            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
-        require(
-            self.micro_batch_size in (None, "auto") or int(self.micro_batch_size) >= 1,
-            f"micro_batch_size={self.micro_batch_size} must be 1 or more, or auto",
-        )
+
+    def unused(self) -> dict[str, str]:
+        unused = {}
+        if self.data.validation is None:
+            reason = "no images are held out; set data.validation"
+            unused |= dict.fromkeys(("validate_every", "num_validation"), reason)
+        elif not self.validate_every:
+            unused["num_validation"] = "validate_every=0"
+        if self.resume == "never" and self.model.init_from is None:
+            unused["override"] = "resume=never starts a new run"
+        return unused

@@ -11,6 +11,13 @@ from ddpm_sa.guidance.base import Guidance, Weaker, WithoutLabel, WithWeakerNetw
 
 Kind = Literal["cfg", "pag", "sag", "seg", "auto"]
 SIGMAS = {"sag": 3.0, "seg": math.inf}
+USED_BY: dict[str, tuple[Kind, ...]] = {
+    "null_class": ("cfg",),
+    "layers": ("pag", "sag", "seg"),
+    "sigma": ("sag", "seg"),
+    "model": ("auto",),
+}
+"""The kinds that use an argument which not all use; "model" is the weaker one."""
 
 
 def make_guidance(
@@ -45,10 +52,13 @@ def make_guidance(
     """
     if kind not in get_args(Kind):
         raise UserError(f"guidance={kind!r} is unknown; known are {', '.join(get_args(Kind))}")
-    _check_use(kind, "null_class", null_class, ("cfg",))
-    _check_use(kind, "layers", layers, ("pag", "seg", "sag"))
-    _check_use(kind, "sigma", sigma, tuple(SIGMAS))
-    _check_use(kind, "a weaker model", weaker, ("auto",))
+    given = {"null_class": null_class, "layers": layers, "sigma": sigma, "model": weaker}
+    for name, value in given.items():
+        if value is not None and kind not in USED_BY[name]:
+            what = "a weaker model" if name == "model" else name
+            raise UserError(
+                f"guidance {kind!r} has no use for {what}; {', '.join(USED_BY[name])} has"
+            )
     blur = SIGMAS.get(kind, 0.0) if sigma is None else sigma
     weak_evaluation: Weaker
     if kind == "cfg":
@@ -78,11 +88,6 @@ def check_together(guide: Any, cache_interval: int) -> None:
             "guidance 'sag' evaluates two different images in each step, and cached features fit "
             f"only one: cache_interval={cache_interval} must be 1; or use pag or seg"
         )
-
-
-def _check_use(kind: str, name: str, value: Any, kinds: tuple[str, ...]) -> None:
-    if value is not None and kind not in kinds:
-        raise UserError(f"guidance {kind!r} has no use for {name}; {', '.join(kinds)} has")
 
 
 def _null_class(unet: Any, null_class: int | None) -> int:

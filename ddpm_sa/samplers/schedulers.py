@@ -124,6 +124,13 @@ SCHEDULERS = {
     "ipndm": Solver(VariancePreservingIPNDM, predictions=EPSILON),
 }
 
+NEEDED_BY = {
+    "dynamic_thresholding_ratio": "thresholding",
+    "sample_max_value": "thresholding",
+    "clip_sample_range": "clip_sample",
+}
+"""Options without effect unless another one is true."""
+
 _OF_THE_TRAINING = {
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
     *("prediction_type", "rescale_betas_zero_snr"),
@@ -175,6 +182,9 @@ def make_scheduler(name: str, base: Any, steps: int, options: Options | None = N
         raise UserError(
             f"scheduler={name!r} with steps={steps} and options {options}: {error}"
         ) from error
+    for option, needed in NEEDED_BY.items():
+        if option in options and not scheduler.config[needed]:
+            raise UserError(f"option {option} has no effect without {needed}=True")
     if for_step:
         scheduler.step = partial(scheduler.step, **for_step)
     return scheduler

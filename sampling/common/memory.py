@@ -16,6 +16,23 @@ SMALLER_BATCH = "use a smaller --batch_size"
 GENEROUS = 32
 # Tensors of the image's own size: noise, state, the scheduler's history.
 STATES = 8
+# Bytes of an image's entry in samples.json, as Python objects and as text.
+LISTED = 1000
+
+
+def check_num_images(num_images: int) -> None:
+    """Check that the list of so many images fits into the memory of the machine.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    available = least_available_memory(torch.device("cpu"))
+    if num_images * LISTED > available:
+        raise UserError(
+            f"num_images={num_images}: the list of so many images needs about "
+            f"{format_bytes(num_images * LISTED)} of memory, more than the "
+            f"{format_bytes(available)} available; make at most {available // LISTED}"
+        )
 
 
 def check_batch_fits(

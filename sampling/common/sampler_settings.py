@@ -1,16 +1,21 @@
 """Command-line settings of the sampler."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+import re
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
 from ddpm_sa import Pipeline
 from ddpm_sa.errors import UserError
 from ddpm_sa.guidance.base import Guidance
-from ddpm_sa.guidance.by_name import check_together
+from ddpm_sa.guidance.by_name import USED_BY, check_together
 from ddpm_sa.samplers.feature_cache import check_interval
 from ddpm_sa.samplers.method import Method, dry_run
 from ddpm_sa.samplers.schedulers import Option
-from sampling.common.model_loading import open_model, weights_hash
+from ddpm_sa.settings.ranges import Count, Fraction, Index, NonNegative, Range, check_ranges
+from sampling.common.model_loading import ModelSettings, weights_hash
+
+Width = Annotated[float, Range(above=0, infinite=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,28 +28,41 @@ class GuidanceSettings:
         scale: w in strong + w (strong - weak); 0 turns guidance off. diffusers' guidance_scale is
             1 + w.
         interval: Guide only at timesteps FROM <= t < TO, given as FROM:TO; by default at all.
-        rescale: 0 to 1, how much of the unguided prediction's standard deviation to restore.
+        rescale: How much of the unguided prediction's standard deviation to restore.
         sigma: Standard deviation of the blur: for sag in pixels of the image, 3 by default; for seg
             in pixels of the layer, infinite by default.
         layers: Names of the attention layers that pag, seg or sag use; by default the middle one.
         null_class: The class that means "no label", if images.json does not define it.
-        model: The weaker model for auto, such as an earlier checkpoint of the same run.
+        model: The weaker model for auto, such as an earlier checkpoint of the same run; opened
+            with the same weights (ema or raw) and dtype as the model.
     """
 
     kind: Literal["none", "cfg", "pag", "sag", "seg", "auto"] = "none"
-    scale: float = 1.0
+    scale: NonNegative = 1.0
     interval: str | None = None
-    rescale: float = 0.0
-    sigma: float | None = None
+    rescale: Fraction = 0.0
+    sigma: Width | None = None
     layers: list[str] | None = None
-    null_class: int | None = None
+    null_class: Index | None = None
     model: str | None = None
 
-    def guide(self, pipeline: Pipeline) -> Guidance | None:
-        """Build the guidance for this pipeline, or None."""
+    def __post_init__(self) -> None:
+        check_ranges(self, "guidance.")
+
+    def unused(self) -> dict[str, str]:
         if self.kind == "none":
-            if self != GuidanceSettings():
-                raise UserError("guidance settings without guidance.kind; give one, such as cfg")
+            names = (field.name for field in fields(self) if field.name != "kind")
+            return dict.fromkeys(names, "guidance.kind=none; give one, such as cfg")
+        return {
+            name: f"guidance.kind={self.kind} does not use it; {', '.join(kinds)} "
+            f"{'does' if len(kinds) == 1 else 'do'}"
+            for name, kinds in USED_BY.items()
+            if self.kind not in kinds
+        }
+
+    def guide(self, pipeline: Pipeline, weaker: Pipeline | None) -> Guidance | None:
+        """Build the guidance for this pipeline, or None; `weaker` is the opened `model`."""
+        if self.kind == "none":
             return None
         return pipeline.guidance(
             self.kind,
@@ -54,21 +72,21 @@ class GuidanceSettings:
             sigma=self.sigma,
             layers=self.layers,
             null_class=self.null_class,
-            weaker=open_model(self.model) if self.model else None,
+            weaker=weaker,
         )
 
     def _interval(self) -> tuple[float, float] | None:
         if self.interval is None:
             return None
-        low, colon, high = self.interval.partition(":")
-        if not (colon and low.isdecimal() and high.isdecimal()):
+        bounds = re.fullmatch(r"(\d{1,18}):(\d{1,18})", self.interval)
+        if bounds is None:
             raise UserError(f"guidance.interval={self.interval!r} must be FROM:TO, as in 200:800")
-        return int(low), int(high)
+        return int(bounds[1]), int(bounds[2])
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerSettings:
-    """Command-line settings of the sampler.
+class SamplerSettings(ModelSettings):
+    """Command-line settings of the sampler, and of the models that it evaluates.
 
     Attributes:
         steps: Number of steps, at most the number of training timesteps.
@@ -81,11 +99,25 @@ class SamplerSettings:
             1 recomputes always, 3 is faster with small differences.
     """
 
-    steps: int = 50
+    steps: Count = 50
     scheduler: str = "ddim"
     scheduler_options: dict[str, Option] = field(default_factory=dict)
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
-    cache_interval: int = 1
+    cache_interval: Count = 1
+
+    @cached_property
+    def weaker(self) -> Pipeline | None:
+        """The weaker model of guidance, with the weights and precision that the model has.
+
+        Raises:
+            ValueError: If there is no such model, or it has no such weights.
+        """
+        if self.guidance.model is None:
+            return None
+        try:
+            return self.open(self.guidance.model)
+        except UserError as error:
+            raise UserError(f"guidance.model={self.guidance.model}: {error}") from error
 
     def method(self, pipeline: Pipeline) -> Method:
         """Build the sampling method, and try it on one pixel.
@@ -97,7 +129,7 @@ class SamplerSettings:
             steps=self.steps,
             scheduler=self.scheduler,
             scheduler_options=self.scheduler_options,
-            guide=self.guidance.guide(pipeline),
+            guide=self.guidance.guide(pipeline, self.weaker),
             cache_interval=self.cache_interval,
         )
         check_interval(pipeline.unet, self.cache_interval)
@@ -108,9 +140,8 @@ class SamplerSettings:
     def record(self) -> dict[str, Any]:
         """The settings as samples.json records them."""
         guidance = None if self.guidance.kind == "none" else asdict(self.guidance)
-        if guidance and self.guidance.model:
-            weaker = open_model(self.guidance.model)
-            guidance["weights_sha256"] = weights_hash(weaker)
+        if guidance and self.weaker is not None:
+            guidance["weights_sha256"] = weights_hash(self.weaker)
         return {
             "scheduler": self.scheduler,
             "scheduler_options": self.scheduler_options,

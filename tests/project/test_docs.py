@@ -106,10 +106,13 @@ def flags_of(config: type) -> set[str]:
     [
         ("training.md", ["training.config"]),
         ("resuming.md", ["training.config"]),
-        ("sampling.md", ["sampling.sample", "training.config"]),
+        (
+            "sampling.md",
+            ["sampling.sample", "sampling.edit", "sampling.attention", "training.config"],
+        ),
         ("editing.md", ["sampling.edit"]),
         ("evaluation.md", ["sampling.evaluate", "training.config"]),
-        ("converting.md", ["sampling.convert"]),
+        ("converting.md", ["sampling.convert", "sampling.sample"]),
         ("paper.md", ["sampling.paper", "training.config"]),
         ("memory.md", ["training.config", "sampling.sample"]),
     ],

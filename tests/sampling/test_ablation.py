@@ -86,7 +86,7 @@ def test_sets_of_one_distribution_are_apart_by_chance_and_others_by_more():
     ("words", "message"),
     [
         (["--num_images", 1], "num_images=1 must be at least 2"),
-        (["--seed", -1], "seed=-1 must be 0 or greater"),
+        (["--seed", -1], "seed=-1 must be at least 0"),
         (["--steps", 0], "steps=0"),
         (["--batch_size", 0], "batch_size=0"),
     ],

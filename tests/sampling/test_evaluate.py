@@ -14,7 +14,6 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from ddpm_sa import NoiseSchedule, Pipeline, UNet
-from ddpm_sa.cli import join_repeated_flags
 from ddpm_sa.data.load import split
 from ddpm_sa.image_format import ImageFormat
 from sampling import sample as sampling_program
@@ -263,17 +262,6 @@ def test_images_of_any_kind_are_measured(evaluate, tmp_path):
     assert len(record(tmp_path / "out")["results"][0]["tint"]) == 5
 
 
-def test_repeated_flags_are_one_list():
-    assert join_repeated_flags(["--a", "1", "--m", "x", "--m=y z"], "m") == [
-        "--a",
-        "1",
-        "--m",
-        '["x", "y z"]',
-    ]
-    assert join_repeated_flags(["--m", "[x,y]", "--b"], "m") == ["--b", "--m", "[x,y]"]
-    assert join_repeated_flags(["--a"], "m") == ["--a"]
-
-
 def trained_alone(places: Path, tmp_path: Path) -> list[object]:
     words = ["--data", places / "real", "--features", FEATURES, "--validation", "0.3"]
     return [*words, "--output_dir", tmp_path]
@@ -359,7 +347,7 @@ def test_a_model_of_classes_is_told_those_of_the_images(evaluate, tmp_path):
 
 @pytest.mark.parametrize("look", ["nearest", "likelihood"])
 def test_looks_at_held_out_images_need_some(look, places, evaluate, tmp_path):
-    words = ["--samples", places / "other", "--data", places / "real", "--features", FEATURES]
+    words = ["--model", places / "model", "--data", places / "real", "--features", FEATURES]
     code, _, error = evaluate(*words, f"--{look}", 4, "--output_dir", tmp_path)
     assert code == 2
     assert "need held-out images; give --validation, such as 0.1" in error
@@ -376,3 +364,54 @@ def test_images_that_the_run_did_not_hold_out_are_said_to_be_seen(places, evalua
         "was trained with data.validation=None: it may have seen the images that are held out here"
         in said
     )
+
+
+@pytest.fixture
+def split_run(places, tmp_path) -> Path:
+    """A run on the split train, 12 images, with 7 held out as test; there are 8 in validation."""
+    for name, count in (("train", 12), ("test", 7), ("val", 8)):
+        for i in range(count):
+            (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(
+                places / "real" / f"{i + len(name) * 7:03d}.png", tmp_path / "photos" / name
+            )
+    run = tmp_path / "run"
+    shutil.copytree(places / "model", run / "model")
+    (run / "config.yaml").write_text(
+        f"data:\n  source: {tmp_path / 'photos'}\n  size: 8\n  validation: test\n"
+    )
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flags", "real", "held_out", "said"),
+    [
+        ([], 12, 7, "data: split train, 12 images; left out: validation (8)"),
+        (["--validation", "validation"], 12, 8, "left out: test (7)"),
+        (["--split", "validation"], 8, 7, "data: split validation, 8 images; left out: train (12)"),
+        (["--split", "test", "--validation", "train"], 7, 12, "may have seen the images"),
+        (["--data", "PHOTOS", "--split", "test"], 7, None, "left out: train (12), validation (8)"),
+        (["--data", "PHOTOS"], 12, None, "left out: validation (8), test (7)"),
+        (["--data", "PHOTOS", "--validation", "test"], 12, 7, "left out: validation (8)"),
+    ],
+)
+def test_real_images_are_those_of_a_split(split_run, evaluate, flags, real, held_out, said):
+    flags = [flag.replace("PHOTOS", str(split_run.parent / "photos")) for flag in flags]
+    words = ["--model", split_run / "model", "--steps", 2, "--num_images", 6, *flags]
+    code, out, error = evaluate(*words, "--features", FEATURES, "--output_dir", split_run / "out")
+    assert code == 0, error
+    assert said in out
+    told = record(split_run / "out")
+    assert told["data"]["images"] == real
+    assert [found["count"] for found in told["results"]] == [held_out, 6][held_out is None :]
+    assert ("may have seen" in out) == ("train" in flags)
+
+
+def test_a_split_that_is_not_there_is_named(split_run, evaluate):
+    words = ["--model", split_run / "model", "--features", FEATURES, "--output_dir", "out"]
+    code, _, error = evaluate(*words, "--split", "valid")
+    assert code == 2
+    assert "has no split 'valid', only train (12), validation (8), test (7)" in error
+    code, _, error = evaluate(*words, "--split", "test")
+    assert code == 2
+    assert "data.validation=test is the split that is taken" in error

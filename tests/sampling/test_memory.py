@@ -77,6 +77,17 @@ def test_giant_batch_is_one_line_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("program", [sample, evaluate])
+def test_more_images_than_can_be_listed_are_refused(
+    model, tmp_path, run_main, memory_is, program
+) -> None:
+    memory_is(GIB)
+    words = ["--model", model, "--output_dir", tmp_path / "out", "--num_images", 10**15]
+    code, _, said = run_main(program.main, *words)
+    assert code == 2
+    assert "make at most 1073741" in said
+
+
 def run_out(*args, **kwargs):
     raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to")
 

@@ -78,12 +78,39 @@ def test_report_warns_of_what_was_hardly_meant() -> None:
     assert "data.flip=true mirrors digits" in text
     assert "batch_size=8 is small" in text
     assert "the learning rate reaches 0 at step 30; later updates change nothing" in text
-    assert "--optim.decay_steps 2000" in text
+    assert "--optim.decay_steps steps" in text
     few = said(images=replace(IMAGES, length=20))
     assert "only 20 training images" in few
     large = replace(IMAGES, format=replace(FORMAT, size=(128, 128)))
     config = replace(CONFIG, model=ModelConfig(preset="mnist", attention_resolutions=[64]))
     assert "attention at down 64x64 compares each of 4,096 pixels" in said(config, large)
+
+
+def test_report_says_which_levels_there_are_and_what_they_follow_from() -> None:
+    named = said()
+    assert "levels      32x32, 16x16, 8x8 with 16, 32, 64 channels\n" in named
+    images = replace(IMAGES, format=replace(FORMAT, size=(45, 61)))
+    text = said(replace(CONFIG, model=ModelConfig(preset="auto", width=4)), images)
+    assert "attention at down 12x16, mid 6x8, up 12x16" in text
+    assert "levels      48x64, 24x32, 12x16, 6x8 with 4, 8, 8, 8 channels; images are" in text
+    assert "extended to 48x64, which can be halved; from the size of the images (mo" in text
+
+
+def test_run_that_ends_within_its_warmup_is_warned_of() -> None:
+    optim = OptimConfig(lr=1e-3, warmup_steps=5000, decay_steps="steps")
+    text = said(replace(CONFIG, optim=optim))
+    assert "from 0 to 0.001 at step 5000, then constant" in text
+    assert "still rising when the run ends: optim.warmup_steps=5000, steps=2000" in text
+    assert "give a smaller --optim.warmup_steps, such as 100" in text
+
+
+def test_micro_batches_that_are_small_for_want_of_a_divisor_are_warned_of() -> None:
+    config = replace(CONFIG, batch_size=26, micro_batch_size=12)
+    network = build_network(config.model, IMAGES, 0)
+    layout = Layout(26, micro_batch_size=12)
+    text = startup_report(config, layout, IMAGES, network, 0)
+    assert "26 = 1 processes x 13 accumulated x 2 images" in text
+    assert "micro-batches of 2 are slow; 26 images" in text
 
 
 def test_sound_run_is_warned_of_nothing(monkeypatch) -> None:

@@ -78,9 +78,11 @@ def fit(
         measure = cache(partial(forecast, config, layout, build, available, device))
         micro = config.micro_batch_size
         if micro == "auto":
-            micro = choose_micro_batch(layout.share, available, measure, previous)
-        memory = measure(micro or layout.share)
-        _check(config, layout.share, micro or layout.share, memory, measure)
+            kept = replace(layout, micro_batch_size=previous).micro if previous else None
+            micro = choose_micro_batch(layout.share, available, measure, kept)
+        at_once = replace(layout, micro_batch_size=micro).micro
+        memory = measure(at_once)
+        _check(config, layout.share, at_once, memory, measure)
         return micro, memory
 
     micro, memory = by_process_0(decide, "the network cannot be read")
@@ -100,12 +102,11 @@ def choose_micro_batch(
         share: Images per process and batch.
         available: Bytes that the device has.
         measure: Forecasts the memory of a micro-batch.
-        previous: Preferred if it divides the share and is not warned of, so that a run goes on as
-            it was although a little less memory is free.
+        previous: A divisor that is preferred if it is not warned of, so that a run goes on as it
+            was although a little less memory is free.
     """
-    kept = previous or 0
-    if kept and share % kept == 0 and measure(kept).total <= NEARLY_FULL * available:
-        return kept
+    if previous is not None and measure(previous).total <= NEARLY_FULL * available:
+        return previous
     return (
         largest_that_fits(divisors(share), AUTO * available, lambda micro: measure(micro).total)
         or 1

@@ -7,12 +7,12 @@ import torch
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention_slots import attention_layers
+from ddpm_sa.models.sizing import AUTO
 from ddpm_sa.models.unet import UNet
 from training.config import OptimConfig, TrainConfig
 from training.draws import Layout
 from training.memory.forecast import Memory
 from training.network import height_and_width
-from training.objective import fine_tuning_warnings
 
 FEW_IMAGES, SMALL_BATCH = 500, 16
 # Names of sources whose images change their meaning when mirrored.
@@ -33,14 +33,22 @@ def startup_report(
     parameters = sum(parameter.numel() for parameter in network.parameters())
     attention = ", ".join(attention_places(network)) or "no level"
     per_epoch = images.length / config.batch_size
-    notes = fine_tuning_warnings(config)
+    optim = config.optim.for_steps(config.steps)
+    notes = []
     if config.sharding == "fsdp" and layout.processes == 1:
         notes.append(
             "warning     sharding=fsdp has only one process, so the network is not sharded"
         )
+    if layout.micro < min(layout.micro_batch_size or 1, layout.share) / 2:
+        notes.append(
+            f"warning     micro-batches of {layout.micro} are slow; {layout.share} images have no "
+            f"larger divisor up to micro_batch_size={config.micro_batch_size}: choose another "
+            "batch_size"
+        )
     lines = [
         *images.describe(config.data.source),
         f"network     {parameters:,} parameters, attention at {attention}",
+        f"levels      {describe_levels(config, images, network)}",
         f"processes   {layout.processes} on {network.device}, precision {config.mixed_precision}"
         + (f", sharding {config.sharding}" if config.sharding != "none" else ""),
         f"batch       {config.batch_size} = {layout.processes} processes x {layout.accumulation} "
@@ -48,7 +56,7 @@ def startup_report(
         f"memory      {memory}; on each process",
         f"steps       {start} to {config.steps}, {per_epoch:.1f} per epoch, "
         f"{config.steps / per_epoch:.1f} epochs",
-        f"lr          {describe_learning_rate(config.optim)}",
+        f"lr          {describe_learning_rate(optim)}",
         f"intervals   {describe_intervals(config, images.validation is not None)}",
         *notes,
         *(f"warning     {warning}" for warning in memory.warnings),
@@ -71,8 +79,21 @@ def attention_places(network: UNet) -> dict[str, tuple[int, int]]:
     return places
 
 
+def describe_levels(config: TrainConfig, images: Images, network: UNet) -> str:
+    """Describe the size and width of each level, and what they follow from."""
+    height, width = height_and_width(network.config["sample_size"])
+    channels = network.config["block_out_channels"]
+    sizes = [f"{height >> level}x{width >> level}" for level in range(len(channels))]
+    words = f"{', '.join(sizes)} with {', '.join(map(str, channels))} channels"
+    if (height, width) != tuple(images.format.size):
+        words += f"; images are extended to {height}x{width}, which can be halved"
+    if config.model.init_from is None and config.model.preset == AUTO:
+        words += "; from the size of the images (model.preset=auto)"
+    return words
+
+
 def describe_learning_rate(config: OptimConfig) -> str:
-    """Describe the learning rate schedule."""
+    """Describe the learning rate schedule, of settings from `OptimConfig.for_steps`."""
     words = f"{config.lr:g}"
     if config.warmup_steps:
         words = f"from 0 to {config.lr:g} at step {config.warmup_steps}"
@@ -104,11 +125,17 @@ def find_warnings(config: TrainConfig, images: Images, network: UNet) -> list[st
         messages.append(f"only {images.length} training images: the network will memorise them")
     if config.batch_size < SMALL_BATCH:
         messages.append(f"batch_size={config.batch_size} is small: gradients will be noisy")
-    last = config.optim.decay_steps
-    if last is not None and last < config.steps:
+    if config.optim.warmup_steps >= config.steps:
+        messages.append(
+            f"the learning rate is still rising when the run ends: optim.warmup_steps="
+            f"{config.optim.warmup_steps}, steps={config.steps}; give a smaller "
+            f"--optim.warmup_steps, such as {config.steps // 20}"
+        )
+    last = config.optim.for_steps(config.steps).decay_steps
+    if isinstance(last, int) and last < config.steps:
         messages.append(
             f"the learning rate reaches 0 at step {last}; later updates change nothing; give "
-            f"--optim.decay_steps {config.steps}"
+            "--optim.decay_steps steps"
         )
     for place, (height, width) in attention_places(network).items():
         if height * width >= LARGE_GRID**2:

@@ -1,0 +1,1 @@
+"""What the settings of all programs have in common: ranges of numbers, words of a command line."""
