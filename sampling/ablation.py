@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ddpm_sa import Pipeline, ablate_attention
 from ddpm_sa.cli import parse, run_program
+from ddpm_sa.errors import advise_out_of_memory
 from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.interpret.ablation import Replacement
 from ddpm_sa.models.attention_slots import attention_layers
@@ -30,6 +31,7 @@ from ddpm_sa.progress import ProgressBar
 from ddpm_sa.samplers.method import Method, dry_run
 from ddpm_sa.settings.ranges import Count, Several
 from sampling.common.device import resolve_device
+from sampling.common.memory import SMALLER_BATCH, check_batch_fits
 from sampling.common.model_loading import ModelSettings
 from sampling.common.output_folder import (
     hold_output_folder,
@@ -78,6 +80,7 @@ class Row:
     distance: float
 
 
+@advise_out_of_memory(SMALLER_BATCH)
 def main() -> None:
     settings = parse(Settings)
     require_matplotlib()
@@ -89,7 +92,9 @@ def ablate(settings: Settings) -> None:
     """Sample with each replacement of attention, and compare."""
     pipeline = settings.open(settings.model)
     layers = list(attention_layers(pipeline.unet))
-    pipeline.to(resolve_device(settings.device))
+    device = resolve_device(settings.device)
+    check_batch_fits(pipeline, settings.batch_size, settings.num_images, device)
+    pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)  # one bar for all rows
     groups = [[layer] for layer in layers] + ([layers] if len(layers) > 1 else [])
     count, num_sets = settings.num_images, 2 + len(groups) * len(REPLACEMENTS)

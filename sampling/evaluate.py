@@ -25,11 +25,12 @@ from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.config import HeldOut
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.distributed import join, leave
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import UserError, advise_out_of_memory
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.samplers.method import Method
 from ddpm_sa.settings.ranges import Count, Index, Several
 from sampling.common.device import process_device
+from sampling.common.memory import SMALLER_BATCH, check_batch_fits, check_num_images
 from sampling.common.model_loading import describe_environment, model_identity
 from sampling.common.output_folder import hold_output_folder, require_matplotlib
 from sampling.common.sampler_settings import SamplerSettings
@@ -113,6 +114,7 @@ class Settings(SamplerSettings):
         return unused
 
 
+@advise_out_of_memory(SMALLER_BATCH)
 def main() -> None:
     settings = parse(Settings)
     state = join()
@@ -125,12 +127,14 @@ def main() -> None:
 def evaluate(settings: Settings, state: PartialState) -> None:
     """Score the image sets and run the diagnostics, shared by the processes."""
     device = process_device(state, settings.device)
+    check_num_images(settings.num_images)
     extractor = open_features(settings.features, device)
     pipelines = {name: settings.open(name) for name in settings.model}
     identities = {name: model_identity(pipeline) for name, pipeline in pipelines.items()}
     for pipeline in (
         pipelines.values()
     ):  # before settings.method: the weaker model of guidance goes to the same device
+        check_batch_fits(pipeline, settings.batch_size, settings.num_images, device)
         pipeline.to(device)
     methods = {name: settings.method(pipeline) for name, pipeline in pipelines.items()}
     images = open_real_images(

@@ -21,12 +21,13 @@ from accelerate import PartialState
 from ddpm_sa.cli import command_line, parse, run_program
 from ddpm_sa.data.config import HeldOut
 from ddpm_sa.distributed import join, leave
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import UserError, advise_out_of_memory
 from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.progress import show_progress
 from ddpm_sa.settings.ranges import Count, Several
 from sampling.common.device import process_device
+from sampling.common.memory import SMALLER_BATCH, check_batch_fits
 from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
 from sampling.common.output_folder import (
     hold_output_folder,
@@ -102,6 +103,7 @@ class Settings(ModelSettings):
         return unused
 
 
+@advise_out_of_memory(SMALLER_BATCH)
 def main() -> None:
     settings = parse(Settings)
     state = join()
@@ -115,6 +117,7 @@ def run_experiments(settings: Settings, state: PartialState) -> None:
     """Run the experiments, shared by the processes."""
     device = process_device(state, settings.device)
     pipeline = settings.open(settings.model)
+    check_batch_fits(pipeline, settings.batch_size, settings.num_images, device)
     if pipeline.unet.config["num_class_embeds"] is not None:
         raise UserError("the paper's networks are unconditional; this one is class-conditional")
     steps = settings.steps or pipeline.scheduler.config.num_train_timesteps

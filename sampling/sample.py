@@ -9,6 +9,7 @@ reproduce each image.
 """
 
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -24,11 +25,12 @@ from accelerate import PartialState
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.distributed import by_process_0, join, leave
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import UserError, advise_out_of_memory
 from ddpm_sa.progress import show_progress
 from ddpm_sa.samplers.method import Method
 from ddpm_sa.settings.ranges import Count, Index
 from sampling.common.device import process_device
+from sampling.common.memory import SMALLER_BATCH, check_batch_fits, check_num_images
 from sampling.common.model_loading import describe_environment, model_identity
 from sampling.common.output_folder import hold_output_folder
 from sampling.common.sample_folder import GRID, prepare_folder, save_array, save_grid, save_images
@@ -88,6 +90,7 @@ class Settings(SamplerSettings):
         return range(start, stop)
 
 
+@advise_out_of_memory(SMALLER_BATCH)
 def main() -> None:
     settings = parse(Settings)
     state = join()
@@ -100,13 +103,16 @@ def sample(settings: Settings, state: PartialState) -> None:
     """Make the images that the folder lacks, shared by the processes, and the grid."""
     pipeline = settings.open(settings.model, settings.compile)
     indices, image_format = settings.selected_indices(), pipeline.image_format
+    device = process_device(state, settings.device)
+    check_num_images(len(indices))
+    share = math.ceil(len(indices) / state.num_processes)
+    check_batch_fits(pipeline, settings.batch_size, share, device)
     labels: dict[int, int | None] = dict.fromkeys(indices)
     classes = pipeline.condition(indices, settings.class_labels).class_labels
     if classes is not None:
         labels.update(zip(indices, classes.tolist(), strict=True))
     identity = model_identity(pipeline) | settings.record()
     identity |= {"seed": settings.seed, "dtype": settings.dtype}
-    device = process_device(state, settings.device)
     pipeline.to(device)
     method = settings.method(pipeline)
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "progress"},
     {"files.atomic_files", "files.json_files", "files.hub", "settings"},
-    {"randomness", "image_format", "cli", "distributed", "condition"},
+    {"randomness", "image_format", "cli", "distributed", "condition", "memory"},
     {"files.folder_lock"},
     {"models.resampling"},
     {
@@ -52,6 +52,7 @@ TRAINING = [
     {"ema", "network", "muon"},
     {"loop"},
     {"objective"},
+    {"memory"},
     {"reporting"},
     {"checkpoint"},
     {"train"},

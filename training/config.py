@@ -215,9 +215,10 @@ class TrainConfig:
     """Optimiser updates."""
     batch_size: Count = 128
     """Images per update, over all processes and accumulation steps."""
-    micro_batch_size: Count | None = None
+    micro_batch_size: Count | Literal["auto"] | None = None
     """Images that a process evaluates at once, at most: the largest divisor of its share of the
-    batch up to this. None: its whole share. Each update accumulates over the micro-batches."""
+    batch up to this. None: its whole share. auto: the largest divisor that fits into memory. Each
+    update accumulates over the micro-batches."""
     seed: Seed = 0
     """All random numbers are functions of the seed, the step and the position in the batch."""
     save_every: Count = 5000

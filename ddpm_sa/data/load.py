@@ -223,16 +223,16 @@ def _open_mnist5k(config: DataConfig, any_split: bool) -> Images:
             f"data.size of 28 or more; not data.size={config.size}, data.channels={config.channels}"
         )
     sides = (border // 2, border // 2)
-    padded = np.pad(images, ((0, 0), sides, sides, (0, 0)))
     classes = None
     if config.class_conditional:
         classes = check_labels(labels, None, "digit {}".format, config.num_classes)
     return Images(
-        length=len(padded),
+        length=len(images),
         format=ImageFormat(
             channels=1, size=config.height_width, labels=None if classes is None else tuple(classes)
         ),
-        read=padded.__getitem__,
+        # At a large size all of them would not fit into memory.
+        read=lambda i: np.pad(images[i], ((0, 0), sides, sides, (0, 0))),
         labels=None if classes is None else labels,
         label_dropout=config.label_dropout > 0,
     )

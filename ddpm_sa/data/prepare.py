@@ -202,6 +202,8 @@ def _inspect_image(
             return use(inspect(image, channels))
     except RefusedError as error:
         raise UserError(f"{source.name(i)} {error}") from error
+    except MemoryError:  # the image may be sound
+        raise
     except Exception as error:  # whatever a decoder raises for a broken file
         reason = str(error) or type(error).__name__
         raise UserError(f"{source.name(i)} cannot be decoded: {reason}") from error

@@ -45,6 +45,11 @@ def find_checkpoint(config: TrainConfig, images: Images) -> tuple[Path | None, l
     return folder, notes
 
 
+def previous_micro_batch(checkpoint: Path | None) -> int | None:
+    """Images of a micro-batch when a checkpoint was written; None if that was a whole share."""
+    return None if checkpoint is None else load_state(checkpoint)["counts"]["micro_batch_size"]
+
+
 def run_identity(config: TrainConfig, images: Images) -> dict[str, Any]:
     """Everything that identifies a run: its settings, and properties of its images.
 
