@@ -25,14 +25,19 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,log,page,eval,dev]'
 	touch $@
 
+# DEMO_TRAIN: further settings of the training, such as --steps 100.
+# The first checkpoint is the weaker model that guides the last.
+GUIDED = --scheduler euler_ancestral --guidance.kind auto --guidance.scale 2 \
+	--guidance.model $$(ls -d runs/demo/checkpoints/step-* | head -n 1)
+
 demo: setup
 	rm -rf runs/demo
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no \
-		--num_cpu_threads_per_process $(THREADS) training/train.py --config training/configs/mnist.yaml --output_dir runs/demo
-	$(BIN)/python sampling/sample.py --model runs/demo/model --num_images 64 --scheduler euler_ancestral \
-		--guidance.kind auto --guidance.scale 2 --output_dir runs/demo/digits \
-		--guidance.model $$(ls -d runs/demo/checkpoints/step-* | head -n 1)
-	$(BIN)/python sampling/attention.py --model runs/demo/model --output_dir runs/demo/attention
+		--mixed_precision no --num_cpu_threads_per_process $(THREADS) \
+		training/train.py --config training/configs/mnist.yaml --output_dir runs/demo $(DEMO_TRAIN)
+	$(BIN)/python sampling/sample.py --model runs/demo/model --num_images 64 $(GUIDED) \
+		--output_dir runs/demo/digits
+	$(BIN)/python sampling/attention.py --model runs/demo/model $(GUIDED) --output_dir runs/demo/attention
 	@echo "The digits: runs/demo/digits/grid.png"
 	@echo "Where their pixels look: runs/demo/attention/attention.png"
 

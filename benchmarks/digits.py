@@ -22,12 +22,11 @@ from benchmarks.judge import FEATURES, moments, read, train_judge
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.metrics.distances import frechet_distance
 from ddpm_sa.settings.ranges import Count
-from sampling.common.model_loading import ModelSettings
 from sampling.common.sampler_settings import SamplerSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(SamplerSettings, ModelSettings):
+class Settings(SamplerSettings):
     """Settings of the benchmark, with those of sampling/sample.py.
 
     Attributes:

@@ -32,8 +32,9 @@ from training.draws import Draws
 from training.ema import Averages
 from training.loop import learning_rate, make_batch, make_batches, train_steps
 from training.network import build_network
-from training.objective import make_loss, make_optimizer, make_scheduler, prepare
+from training.objective import make_loss, make_optimizer, prepare
 from training.reporting.log import RunLog
+from training.scheduler import make_scheduler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def our_steps(config: TrainConfig) -> Generator[None]:
     batches = make_batches(config, images, layout, 0)
     loss, lr = (
         make_loss(scheduler, config.objective, images.format),
-        partial(learning_rate, config.optim),
+        partial(learning_rate, config.optim.for_steps(config.steps)),
     )
     clip = config.optim.grad_clip
     with RunLog(accelerator, config, {}, 0) as log:

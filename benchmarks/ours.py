@@ -15,7 +15,8 @@ from training.distributed.accelerator import make_accelerator, make_layout, reso
 from training.ema import Averages
 from training.loop import learning_rate, make_batches, train_steps
 from training.network import build_network
-from training.objective import make_loss, make_scheduler, prepare
+from training.objective import make_loss, prepare
+from training.scheduler import make_scheduler
 
 RECIPE = "training/configs/mnist.yaml"
 
@@ -36,7 +37,7 @@ def our_run(config: TrainConfig) -> Run:
     averages = Averages(network, config.ema)
     loss = make_loss(make_scheduler(config), config.objective, images.format)
     batches = make_batches(config, images, layout, 0)
-    lr, clip = partial(learning_rate, config.optim), config.optim.grad_clip
+    lr, clip = partial(learning_rate, config.optim.for_steps(config.steps)), config.optim.grad_clip
     for progress in train_steps(accelerator, prepared, optimizer, loss, batches, lr, clip):
         averages.update(progress.step - 1)
         yield lambda: copied(averages.main.state_dict())

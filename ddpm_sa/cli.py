@@ -23,7 +23,8 @@ from jsonargparse import (
 )
 
 from ddpm_sa import __version__
-from ddpm_sa.errors import UserError, require
+from ddpm_sa.errors import OutOfMemoryError, UserError, advise_out_of_memory, require
+from ddpm_sa.progress import silence_bars_of_libraries
 from ddpm_sa.settings.unused import unused_settings
 from ddpm_sa.settings.words import flag_types, given_flags, join_lists, typed_as
 
@@ -150,17 +151,20 @@ def command_line() -> str:
 def run_program(main: Callable[[], object]) -> NoReturn:
     """Run `main` and exit with code 0, or with code 2 and one line if it raises a UserError.
 
-    Under torchrun or accelerate, only process 0 prints the line. Any other exception is a fault of
-    ours: it keeps its traceback, with a line below that says where to report it.
+    Under torchrun or accelerate, only process 0 prints the line, unless another is out of memory.
+    Any other exception is a fault of ours: it keeps its traceback, with a line below that says
+    where to report it.
     """
+    silence_bars_of_libraries()
     try:
-        main()
+        with advise_out_of_memory("close other programs, or use a machine with more memory"):
+            main()
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             error = UserError(f"{error.strerror}: {error.filename}")
         if isinstance(error, UserError):
             # RANK is set before there is a process group.
-            if os.environ.get("RANK", "0") == "0":
+            if os.environ.get("RANK", "0") == "0" or isinstance(error, OutOfMemoryError):
                 print(f"error: {_one_line(str(error))}", file=sys.stderr)
             sys.exit(2)
         traceback.print_exc()

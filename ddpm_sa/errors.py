@@ -4,6 +4,18 @@ The programs print a UserError as one line and exit with code 2. Any other excep
 ours, or of a library, and keeps its traceback.
 """
 
+import contextlib
+from collections.abc import Iterator
+
+# What torch says in a plain RuntimeError: on the CPU of Linux and of other systems, on Apple's
+# GPUs, and in CUDA's libraries.
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "STATUS_ALLOC_FAILED",
+)
+
 
 class UserError(ValueError):
     """An argument, setting or file that cannot be used.
@@ -13,7 +25,40 @@ class UserError(ValueError):
     """
 
 
+class OutOfMemoryError(UserError):
+    """The machine or the GPU has run out of memory; one process of several may be alone in it."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raise the message as a UserError unless the condition holds."""
     if not condition:
         raise UserError(message)
+
+
+@contextlib.contextmanager
+def advise_out_of_memory(advice: str) -> Iterator[None]:
+    """Inside, or in a function that this decorates, an error for lack of memory gets advice.
+
+    Args:
+        advice: What the user can do about it.
+
+    Raises:
+        OutOfMemoryError: In place of a MemoryError, or of what torch raises.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(f"out of memory; {advice} ({_first_line(error)})") from error
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an exception means that there was not enough memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

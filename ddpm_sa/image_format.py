@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import UserError, require
+from ddpm_sa.files.json_files import Range, check_choice, read_object, shown
 
 FILE_NAME = "images.json"
 DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}
 # (channels, bits) of the PNG files that Pillow writes; it reduces 16-bit colour to 8 bits.
 PICTURES = {(1, 8), (3, 8), (4, 8), (1, 16)}
+# Values of one image, 1 GiB as float32: what is larger is a mistake, and would fill the memory.
+MOST_VALUES = 2**28
 
 Pixels = NDArray[np.uint8 | np.uint16 | np.float32]
 
@@ -50,18 +53,35 @@ class ImageFormat:
     labels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.channels < 1:
-            raise UserError(f"channels={self.channels} must be at least 1")
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise UserError(f"size={self.size} must be (height, width), each at least 1")
-        if self.bit_depth not in (8, 16, 32):
-            raise UserError(f"bit_depth={self.bit_depth} must be 8, 16 or 32")
-        if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
-            raise UserError(f"value_range={self.value_range} must be (lowest, highest)")
-        if not all(map(math.isfinite, self.value_range)):
-            raise UserError(f"value_range={self.value_range} must be finite")
+        Range(low=1, whole=True).check("channels", self.channels)
+        is_pair = isinstance(self.size, tuple | list) and len(self.size) == 2
+        require(
+            is_pair and all(map(Range(low=1, whole=True).holds, self.size)),
+            f"size={shown(self.size)} must be (height, width), whole numbers of at least 1",
+        )
+        if math.prod(self.shape) > MOST_VALUES:
+            raise UserError(
+                f"size={shown(self.size)} with channels={shown(self.channels)} must have at most "
+                f"{MOST_VALUES} values in an image"
+            )
+        check_choice("bit_depth", self.bit_depth, DTYPES)
+        self._check_value_range()
+        if self.labels is not None:
+            labels = self.labels
+            names = isinstance(labels, tuple) and all(isinstance(name, str) for name in labels)
+            require(names and len(labels) > 0, f"labels={shown(labels)} must be a list of names")
+
+    def _check_value_range(self) -> None:
+        is_pair = isinstance(self.value_range, tuple | list) and len(self.value_range) == 2
+        require(
+            is_pair
+            and all(map(Range().holds, self.value_range))
+            and self.value_range[0] < self.value_range[1],
+            f"value_range={shown(self.value_range)} must be (lowest, highest), finite numbers",
+        )
+        low, high = self.value_range
         largest = 2**self.bit_depth - 1
-        if self.bit_depth < 32 and not 0 <= self.value_range[0] < self.value_range[1] <= largest:
+        if self.bit_depth < 32 and not 0 <= low < high <= largest:
             raise UserError(
                 f"value_range={self.value_range} must be within 0 and {largest}, the range of "
                 f"{self.bit_depth} bits"
@@ -114,12 +134,20 @@ class ImageFormat:
                 invalid.
         """
         path = Path(folder) / FILE_NAME
+        fields = read_object(path)
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        required = [name for name in known if known[name].default is dataclasses.MISSING]
+        for name in fields:
+            require(name in known, f"{path} has {name}, which is not one of {', '.join(known)}")
+        for name in required:
+            require(name in fields, f"{path} lacks {name}")
+        tuples: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()
+        }
         try:
-            fields = json.loads(path.read_text())
-            lists = {name: tuple(v) for name, v in fields.items() if isinstance(v, list)}
-            return cls(**(fields | lists))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} does not describe images: {error}") from error
+            return cls(**tuples)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
 
 def padded_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:

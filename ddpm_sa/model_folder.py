@@ -1,20 +1,23 @@
 """Find, read, replace and upload model folders."""
 
 import contextlib
-import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
-from huggingface_hub import create_repo, snapshot_download, upload_folder
+from huggingface_hub import create_repo, upload_folder
 from PIL import Image
 
 from ddpm_sa.errors import UserError
+from ddpm_sa.files import hub
+from ddpm_sa.files.atomic_files import flush
+from ddpm_sa.files.hub import HubOptions
 from ddpm_sa.image_format import FILE_NAME, ImageFormat
 from ddpm_sa.model_card import model_card
+from ddpm_sa.samplers.loading import read_scheduler
 
 GRID_NAME = "samples.png"
 OUR_FILES = {
@@ -25,43 +28,37 @@ OUR_FILES = {
     "README.md",
     GRID_NAME,
 }
+# Suffixes of hidden folders beside a model that is being replaced.
+PARTIAL, EARLIER = ".partial", ".earlier"
 # In its own folder, or at the root as in old repositories.
 NETWORK_CONFIGS = ("unet/config.json", "config.json")
 SCHEDULER_CONFIGS = ("scheduler/scheduler_config.json", "scheduler_config.json")
 
 
-# Downloaded from a Hub repository, with the weights. Other networks, formats and variants (fp16)
-# are not.
-CONFIGS = (*NETWORK_CONFIGS, *SCHEDULER_CONFIGS, "model_index.json", FILE_NAME)
+def local_folder(
+    folder_or_repo: str | os.PathLike,
+    variant: str | None = None,
+    options: HubOptions | None = None,
+    *,
+    weights: bool = True,
+) -> Path:
+    """Return a local folder as it is, or download a Hub repository's model into the cache.
 
-
-def _weights(suffix: str) -> list[str]:
-    """Patterns of the network's weights in one format, in one file or in shards."""
-    name = "diffusion_pytorch_model"
-    endings = (f".{suffix}", f"-?????-of-?????.{suffix}", f".{suffix}.index.json")
-    return [f"{place}{name}{ending}" for place in ("unet/", "") for ending in endings]
-
-
-def local_folder(folder_or_repo: str | os.PathLike) -> Path:
-    """Return a local folder as it is, or download a Hub repository into the cache.
+    Args:
+        folder_or_repo: A folder, or the name of a repository.
+        variant, options: See `hub.local_folder`.
+        weights: Whether to download the weights too; False for the configurations alone.
 
     Raises:
-        ValueError: If it is neither a local folder nor a repository.
+        UserError: If it is neither a local folder nor a repository.
     """
     folder = Path(folder_or_repo)
-    if folder.exists():
-        return folder
-    repo = str(folder_or_repo)
-    try:
-        path = Path(snapshot_download(repo, allow_patterns=[*CONFIGS, *_weights("safetensors")]))
-        if not any(path.glob("unet/*.safetensors")) and not any(path.glob("*.safetensors")):
-            path = Path(snapshot_download(repo, allow_patterns=[*CONFIGS, *_weights("bin")]))
-        return path
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder_or_repo} is not a local folder, and was not found on the Hugging Face Hub: "
-            f"{error}"
-        ) from error
+    if not folder.exists() and set_aside(folder).is_dir():
+        return set_aside(folder)  # a process was killed while it replaced the folder
+    configs = (*SCHEDULER_CONFIGS, "model_index.json", FILE_NAME)
+    return hub.local_folder(
+        folder_or_repo, ("unet", ""), configs, variant, options, weights=weights
+    )
 
 
 def first_file(folder: Path, names: Sequence[str]) -> Path:
@@ -77,57 +74,80 @@ def first_file(folder: Path, names: Sequence[str]) -> Path:
 
 
 def load_scheduler(folder: Path) -> Any:
-    """Load the diffusers scheduler of a model folder.
-
-    The folder may come from anybody, so the name in it chooses among schedulers and nothing else:
-    DiffusionPipeline.from_pretrained, for one, would run Python files of the folder.
+    """Load the diffusers scheduler of a model folder; see `ddpm_sa.samplers.loading`.
 
     Raises:
-        ValueError: If there is none, or diffusers has none of that name, or lacks a package for it.
+        ValueError: If there is none, or its configuration cannot be used.
     """
-    path = first_file(folder, SCHEDULER_CONFIGS)
-    try:
-        name = json.loads(path.read_text()).get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not the configuration of a scheduler: {error}") from error
-    kind: Any = getattr(diffusers, str(name), None)
-    # Where a package is missing, diffusers has a stand-in of the same name.
-    missing = getattr(kind, "_backends", None)
-    if str(name).endswith("Scheduler") and missing:
-        raise UserError(f"{path} has _class_name={name!r}, which needs {' and '.join(missing)}")
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise UserError(f"{path} has _class_name={name!r}, which is not a scheduler of diffusers")
-    return kind.from_pretrained(path.parent)
+    return read_scheduler(first_file(folder, SCHEDULER_CONFIGS))
 
 
 @contextlib.contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `folder` if the block raises no error.
 
+    Folders cannot be exchanged in one step everywhere: for a moment the earlier model has another
+    name, `set_aside`, where `local_folder` finds it if the process is killed then.
+
     Raises:
         ValueError: If `folder` holds a file that is not part of a model.
     """
     folder = folder.absolute()
-    foreign = (
-        sorted({entry.name for entry in folder.iterdir()} - OUR_FILES) if folder.exists() else []
-    )
-    if foreign:
+    restore(folder)
+    if folder.exists() and (foreign := _foreign_files(folder)):
         raise UserError(
             f"{folder} holds {foreign[0]}, which is not part of a model, so it is not replaced; "
             "choose another folder"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
+    earlier = set_aside(folder)
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=f".{folder.name}.", suffix=PARTIAL
+    ) as temporary:
+        new = Path(temporary) / "new"
         new.mkdir()
         yield new
+        for path in (*new.rglob("*"), new):
+            flush(path)
         if folder.exists():
-            folder.rename(old)
+            folder.rename(earlier)
         try:
             new.rename(folder)
-        except OSError:
-            old.rename(folder)
+        except BaseException:
+            if not folder.exists() and earlier.exists():
+                earlier.rename(folder)
             raise
+        flush(folder.parent)
+    _remove_earlier(folder)
+
+
+def set_aside(folder: Path) -> Path:
+    """The name of a model folder while another takes its place."""
+    return folder.with_name(f".{folder.name}{EARLIER}")
+
+
+def restore(folder: Path) -> None:
+    """Finish what a killed process began: put an earlier model back, or remove it if replaced."""
+    if not folder.exists() and set_aside(folder).is_dir():
+        set_aside(folder).rename(folder)
+    _remove_earlier(folder)
+
+
+def restore_all(parent: Path, names: str) -> None:
+    """`restore` every model of a folder whose name matches the pattern."""
+    for path in parent.glob(f".{names}{EARLIER}"):
+        restore(path.with_name(path.name[1:].removesuffix(EARLIER)))
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove a model that was replaced, unless it has become something else."""
+    earlier = set_aside(folder)
+    if folder.exists() and earlier.is_dir() and not _foreign_files(earlier):
+        shutil.rmtree(earlier)
+
+
+def _foreign_files(folder: Path) -> list[str]:
+    return sorted({entry.name for entry in folder.iterdir()} - OUR_FILES)
 
 
 def write_card(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddpm_sa.condition import NO_CONDITION, Condition, checked_labels
 from ddpm_sa.diffusion.prediction import Prediction, prediction
+from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.errors import UserError
 from ddpm_sa.guidance.base import Guidance
 from ddpm_sa.guidance.by_name import Kind, check_together, make_guidance
@@ -65,6 +66,11 @@ class Pipeline(PipelineFiles):
         self.register_modules(unet=unet, scheduler=scheduler)
         self.image_format = image_format or ImageFormat.from_unet(unet)
         check_channels(unet, scheduler, self.image_format.channels)
+        labels, classes = self.image_format.labels, unet.config.num_class_embeds
+        if labels is not None and classes is not None and len(labels) > classes:
+            raise UserError(
+                f"image_format has {len(labels)} labels, and the network num_class_embeds={classes}"
+            )
 
     def __call__(
         self,
@@ -273,11 +279,8 @@ class Pipeline(PipelineFiles):
         if null_class is None and kind == "cfg" and names and classes == len(names) + 1:
             null_class = len(names)
         predicts = self.scheduler.config.prediction_type
-        if weaker is not None and weaker.scheduler.config.prediction_type != predicts:
-            raise UserError(
-                f"the weaker model predicts {weaker.scheduler.config.prediction_type!r}, the model "
-                f"{predicts!r}"
-            )
+        if weaker is not None:
+            check_weaker(self, weaker)
         return make_guidance(
             kind,
             scale,
@@ -315,6 +318,30 @@ class Pipeline(PipelineFiles):
             class_labels = [index % num_named for index in indices]
         labels = checked_labels(class_labels, len(indices), config.num_class_embeds, names)
         return Condition(class_labels=labels)
+
+
+def check_weaker(pipeline: Pipeline, weaker: Pipeline) -> None:
+    """Refuse a weaker model whose predictions mean something else at the same x_t and t.
+
+    Raises:
+        ValueError: If it predicts another quantity, was trained with another noise schedule, or is
+            of images of another format.
+    """
+    pipelines = (pipeline, weaker)
+    ours, theirs = (each.scheduler.config.prediction_type for each in pipelines)
+    if ours != theirs:
+        raise UserError(f"the weaker model predicts {theirs!r}, the model {ours!r}")
+    for name in ("channels", "size", "bit_depth", "value_range", "labels"):
+        ours, theirs = (getattr(each.image_format, name) for each in pipelines)
+        # A folder of diffusers has no names of its classes.
+        if ours != theirs and None not in (ours, theirs):
+            raise UserError(f"the weaker model is of images with {name}={theirs}, the model {ours}")
+    betas, others = (NoiseSchedule.from_scheduler(each.scheduler).betas for each in pipelines)
+    if len(betas) != len(others) or not betas.allclose(others):
+        raise UserError(
+            "the weaker model was trained with another noise schedule than the model: at the same "
+            "timestep, it expects another amount of noise"
+        )
 
 
 def _call_back(pipeline: Pipeline, callback: StepEnd | None, step: Step) -> Tensor | None:

@@ -2,14 +2,18 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from diffusers import DDPMPipeline, DiffusionPipeline
 from PIL import Image
+from torch import Tensor
 
 from ddpm_sa import model_folder
 from ddpm_sa.errors import UserError
+from ddpm_sa.files.hub import HubOptions
 from ddpm_sa.image_format import FILE_NAME, ImageFormat
 from ddpm_sa.models.config import not_in_diffusers
 from ddpm_sa.models.unet import UNet
@@ -56,6 +60,35 @@ class PipelineFiles(DiffusionPipeline):
                 about,
             )
 
+    def save_configs(self, folder: str | os.PathLike) -> None:
+        """Write what describes the pipeline, but no weights, for `from_weights`.
+
+        Writes config.json (the network), scheduler_config.json and images.json.
+        """
+        folder = Path(folder)
+        self.unet.save_config(folder)
+        self.scheduler.save_config(folder)
+        self.image_format.save(folder)
+
+    @classmethod
+    def from_weights(cls, folder: str | os.PathLike, weights: Mapping[str, Tensor]) -> Self:
+        """Make a pipeline from a folder that `save_configs` wrote, and the network's weights.
+
+        Raises:
+            ValueError: If the folder does not describe a pipeline, or not that of these weights.
+        """
+        folder = Path(folder)
+        config = UNet.load_config(folder)
+        assert isinstance(config, dict)
+        with torch.device("meta"):
+            unet = UNet(**{key: value for key, value in config.items() if key[0] != "_"})
+        try:
+            unet.load_state_dict(weights, assign=True)
+        except RuntimeError as error:
+            raise UserError(f"the weights are not of the network in {folder}: {error}") from error
+        # The constructor is Pipeline's.
+        return cls(unet.eval(), model_folder.load_scheduler(folder), ImageFormat.load(folder))  # pyright: ignore[reportCallIssue]
+
     def push_to_hub(  # type: ignore[override]
         self, repo_id: str, private: bool | None = None, token: str | None = None
     ) -> str:
@@ -70,20 +103,49 @@ class PipelineFiles(DiffusionPipeline):
             return model_folder.upload(folder, repo_id, private, token)
 
     @classmethod
-    def from_pretrained(cls, folder_or_repo: str | os.PathLike) -> Self:  # type: ignore[override]
-        """Open a model folder, or a repository of the hub: ours, or any DDPMPipeline's.
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        folder_or_repo: str | os.PathLike,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+    ) -> Self:
+        """Open a model folder, or a repository of the Hub: ours, or any DDPMPipeline's.
+
+        The files may come from anybody: only JSON and tensors are read, and no code is run.
+
+        Args:
+            folder_or_repo: A folder, or the name of a repository on the Hub.
+            torch_dtype: Cast the weights to this.
+            variant: Of the weights, such as "fp16": diffusion_pytorch_model.fp16.safetensors.
+            revision: A branch, a tag or a commit of the repository; None for its main branch.
+            token: An access token, for private and gated repositories; None for the one that
+                `hf auth login` stored, False for none.
+            local_files_only: Whether to open what was downloaded before and not ask the Hub.
+            cache_dir: Where downloads are kept; None for the Hub client's folder.
 
         Raises:
-            ValueError: If it holds no model, or an incomplete one.
+            ValueError: If it holds no model, or an incomplete one, or a value in one of its JSON
+                files cannot be used.
         """
-        folder = model_folder.local_folder(folder_or_repo)
+        options = HubOptions(
+            revision=revision, token=token, local_files_only=local_files_only, cache_dir=cache_dir
+        )
+        folder = model_folder.local_folder(folder_or_repo, variant, options)
         model_folder.first_file(folder, model_folder.NETWORK_CONFIGS)
         scheduler = model_folder.load_scheduler(folder)
         has_format = (folder / FILE_NAME).is_file()
         image_format = ImageFormat.load(folder) if has_format else None
-        unet = UNet.from_pretrained(folder)
-        # The constructor is Pipeline's.
-        return cls(unet, scheduler, image_format)  # pyright: ignore[reportCallIssue]
+        unet = UNet.from_pretrained(folder, torch_dtype=torch_dtype, variant=variant)
+        try:
+            # The constructor is Pipeline's.
+            return cls(unet, scheduler, image_format)  # pyright: ignore[reportCallIssue]
+        except UserError as error:
+            raise UserError(f"{folder_or_repo}: {error}") from error
 
 
 def check_channels(unet: Any, scheduler: Any, channels: int) -> None:

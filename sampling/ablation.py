@@ -10,8 +10,10 @@ only to itself ("identity"), to all pixels equally ("uniform"), or to the 3 x 3 
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,15 +22,19 @@ import torch
 from torch import Tensor
 
 from ddpm_sa import Pipeline, ablate_attention
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import parse, run_program
+from ddpm_sa.errors import advise_out_of_memory
+from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.interpret.ablation import Replacement
 from ddpm_sa.models.attention_slots import attention_layers
+from ddpm_sa.progress import ProgressBar
+from ddpm_sa.samplers.method import Method, dry_run
 from ddpm_sa.settings.ranges import Count, Several
 from sampling.common.device import resolve_device
+from sampling.common.memory import SMALLER_BATCH, check_batch_fits
 from sampling.common.model_loading import ModelSettings
 from sampling.common.output_folder import (
-    make_output_folder,
+    hold_output_folder,
     require_matplotlib,
 )
 
@@ -74,29 +80,42 @@ class Row:
     distance: float
 
 
+@advise_out_of_memory(SMALLER_BATCH)
 def main() -> None:
     settings = parse(Settings)
     require_matplotlib()
+    with hold_output_folder(settings.output_dir):
+        ablate(settings)
+
+
+def ablate(settings: Settings) -> None:
+    """Sample with each replacement of attention, and compare."""
     pipeline = settings.open(settings.model)
     layers = list(attention_layers(pipeline.unet))
-    pipeline.to(resolve_device(settings.device))
-    pipeline.set_progress_bar_config(desc="sampling", unit="step", leave=False)
-    count = settings.num_images
-    # Same batches as the other rows, so that their sums are rounded alike.
-    images, others = (_sample(pipeline, settings, range(i, i + count)) for i in (0, count))
-    folder = make_output_folder(Path(settings.output_dir))
-
-    rows = [Row([], "none", 0.0, energy_distance(images, others))]
-    pictures = [images]
+    device = resolve_device(settings.device)
+    check_batch_fits(pipeline, settings.batch_size, settings.num_images, device)
+    pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)  # one bar for all rows
     groups = [[layer] for layer in layers] + ([layers] if len(layers) > 1 else [])
-    for group in groups:
-        for replacement in REPLACEMENTS:
-            radius = 1 if replacement == "local" else None
-            with ablate_attention(pipeline.unet, replacement, group, radius):
-                replaced = _sample(pipeline, settings, range(count))
-            pictures.append(replaced)
-            change = ((replaced - images) ** 2).mean((1, 2, 3)).sqrt().mean().item() / 2
-            rows.append(Row(group, replacement, change, energy_distance(replaced, others)))
+    count, num_sets = settings.num_images, 2 + len(groups) * len(REPLACEMENTS)
+    method = Method(steps=settings.steps, scheduler=settings.scheduler)
+    num_steps = dry_run(method, pipeline.scheduler).steps
+    total = num_sets * math.ceil(count / settings.batch_size) * num_steps
+    with ProgressBar("sampling", "step", total=total) as progress:
+        sample = partial(_sample, pipeline, settings, progress)
+        # Same batches as the other rows, so that their sums are rounded alike.
+        images, others = (sample(range(i, i + count)) for i in (0, count))
+        folder = Path(settings.output_dir)
+        rows = [Row([], "none", 0.0, energy_distance(images, others))]
+        pictures = [images]
+        for group in groups:
+            for replacement in REPLACEMENTS:
+                radius = 1 if replacement == "local" else None
+                with ablate_attention(pipeline.unet, replacement, group, radius):
+                    replaced = sample(range(count))
+                pictures.append(replaced)
+                change = ((replaced - images) ** 2).mean((1, 2, 3)).sqrt().mean().item() / 2
+                rows.append(Row(group, replacement, change, energy_distance(replaced, others)))
     _write_results(folder, settings, rows, chance_distance(torch.cat([images, others])), pictures)
     print(f"{len(rows) - 1} replacements: {folder / 'ablation.md'}, ablation.json, ablation.png")
 
@@ -130,7 +149,9 @@ def chance_distance(images: Tensor) -> float:
     return float(torch.tensor(distances).quantile(0.95))
 
 
-def _sample(pipeline: Pipeline, settings: Settings, indices: Sequence[int]) -> Tensor:
+def _sample(
+    pipeline: Pipeline, settings: Settings, progress: ProgressBar, indices: Sequence[int]
+) -> Tensor:
     images = pipeline(
         indices=indices,
         steps=settings.steps,
@@ -138,6 +159,7 @@ def _sample(pipeline: Pipeline, settings: Settings, indices: Sequence[int]) -> T
         batch_size=settings.batch_size,
         scheduler=settings.scheduler,
         output_type="pt",
+        callback_on_step_end=lambda *_: progress.update(),
     ).images
     return torch.as_tensor(images) * 2 - 1
 

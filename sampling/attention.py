@@ -18,10 +18,11 @@ from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention_slots import attention_layers
-from ddpm_sa.settings.ranges import Count, Index
+from ddpm_sa.progress import ProgressBar
+from ddpm_sa.settings.ranges import Index
 from sampling.common.device import resolve_device
-from sampling.common.model_loading import ModelSettings
-from sampling.common.output_folder import make_output_folder, require_matplotlib
+from sampling.common.output_folder import hold_output_folder, require_matplotlib
+from sampling.common.sampler_settings import SamplerSettings
 from sampling.common.trajectory import (
     AttentionTrajectory,
     SampleSpec,
@@ -34,7 +35,7 @@ MAX_QUERIES = 12  # a figure with more is unreadable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(ModelSettings):
+class Settings(SamplerSettings):
     """Command-line settings of sampling/attention.py.
 
     Attributes:
@@ -46,11 +47,10 @@ class Settings(ModelSettings):
         layer: The layer of attention.png, such as mid_block.attentions.0; by default the last of
             the up blocks' layers with the highest resolution.
         index: Index of the image for this seed, as in sampling/sample.py.
-        steps: Number of steps, at most the number of training timesteps.
-        scheduler: ddpm, ddim, dpmsolver++, dpmsolver++sde, unipc, euler, euler_ancestral, heun or
-            pndm.
         class_label: For a class-conditional network: a class by its name, or by its number where no
             class has that name; by default index modulo the number of classes.
+
+    The maps are those of the model's own evaluations, not of the weak ones that guide it.
     """
 
     model: str
@@ -58,8 +58,6 @@ class Settings(ModelSettings):
     query: list[tuple[Index, Index]] = dataclasses.field(default_factory=list)
     layer: str | None = None
     index: Index = 0
-    steps: Count = 50
-    scheduler: str = "ddim"
     class_label: str | Index | None = None
 
     def __post_init__(self) -> None:
@@ -67,30 +65,52 @@ class Settings(ModelSettings):
         if len(self.query) > MAX_QUERIES:
             raise UserError(f"{len(self.query)} queries are too many; give {MAX_QUERIES} at most")
 
-    def spec(self) -> SampleSpec:
+    def unused(self) -> dict[str, str]:
+        return {"cache_interval": "every map is that of a whole evaluation"}
+
+    def spec(self, pipeline: Pipeline) -> SampleSpec:
+        """The image to sample.
+
+        Raises:
+            ValueError: If this pipeline cannot sample this way.
+        """
+        method = self.method(pipeline)
         return SampleSpec(
             seed=self.seed,
             index=self.index,
-            steps=self.steps,
-            scheduler=self.scheduler,
+            steps=method.steps,
+            scheduler=method.scheduler,
+            scheduler_options=method.scheduler_options,
+            guide=method.guide,
             class_label=self.class_label,
         )
+
+    def describe(self, spec: SampleSpec, pipeline: Pipeline) -> str:
+        """The caption of the figures: what was sampled, and how."""
+        kind, scale = self.guidance.kind, self.guidance.scale
+        guided = "" if kind == "none" else f", guidance {kind} with scale {scale:g}"
+        return f"{spec.describe(pipeline)}{guided}"
 
 
 def main() -> None:
     settings = parse(Settings)
     require_matplotlib()
+    with hold_output_folder(settings.output_dir):
+        draw(settings)
+
+
+def draw(settings: Settings) -> None:
+    """Sample the image, and draw what its attention looks at."""
     pipeline = settings.open(settings.model)
     layer = _choose_layer(pipeline, settings.layer)
     _check_queries(settings.query, pipeline.image_format.size)
-    spec = settings.spec()
-    spec.count_evaluations(pipeline)  # raises for settings that cannot be used
     pipeline.to(resolve_device(settings.device))
-    folder = make_output_folder(Path(settings.output_dir))
+    spec = settings.spec(pipeline)
+    which = settings.describe(spec, pipeline)  # raises for a class that there is not
+    folder = Path(settings.output_dir)
 
-    pipeline.set_progress_bar_config(desc="denoising", unit="evaluation")
     trajectory = _record(pipeline, spec, settings.query)
-    names = draw_figures(trajectory, layer, spec.describe(pipeline), folder)
+    names = draw_figures(trajectory, layer, which, folder)
     print(
         f"queries {', '.join(f'{y},{x}' for y, x in trajectory.queries)} in {layer}: "
         f"{folder / names[0]}, {', '.join(names[1:])}"
@@ -129,7 +149,8 @@ def _record(
 ) -> AttentionTrajectory:
     # The brightest place is known only after sampling, so the image is then sampled twice.
     runs = 1 if queries else 2
-    with pipeline.progress_bar(total=runs * spec.count_evaluations(pipeline)) as bar:  # type: ignore[call-arg]
+    total = runs * spec.count_evaluations(pipeline)
+    with ProgressBar("denoising", "evaluation", total=total) as bar:
         if not queries:
             steps = []
             for step in spec.denoise(pipeline):

@@ -5,15 +5,13 @@
 
 The kind is detected from the names of the weights: ddpm_tf (the paper's own code, its variables as
 an .npz), pesser (its PyTorch port), openai (improved-diffusion and guided-diffusion) or diffusers
-(a UNet2DModel with its config.json). What names and shapes do not determine is given by flags.
+(a UNet2DModel, or a UNet of this package, with its config.json). What names and shapes do not
+determine is given by flags. Nested weights and prefixes of names are found and removed.
 """
 
 import dataclasses
 import hashlib
-import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,25 +19,20 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffusers import DDPMScheduler
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm_sa import NoiseSchedule, Pipeline, UNet
-from ddpm_sa.checkpoints import from_ddpm_tf, from_openai, from_pesser
+from ddpm_sa.checkpoints import from_ddpm_tf, from_diffusers, from_openai, from_pesser
+from ddpm_sa.checkpoints.entries import Entry
 from ddpm_sa.checkpoints.reading import read_weights
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.errors import UserError
-from ddpm_sa.model_folder import load_scheduler
+from ddpm_sa.errors import UserError, require
+from ddpm_sa.files.folder_lock import lock_beside
+from ddpm_sa.model_folder import SCHEDULER_CONFIGS, load_scheduler
 from ddpm_sa.models.config import not_in_diffusers
 from ddpm_sa.settings.ranges import Count, check_ranges
+from sampling.common.output_folder import hold_output_folder
 
-# A name that occurs in weights of this kind only.
-NAME_PATTERNS = {
-    "ddpm_tf": re.compile(r"model/down_0/block_0/"),
-    "pesser": re.compile(r"down\.0\.block\.0\."),
-    "openai": re.compile(r"input_blocks\.0\.0\."),
-    "diffusers": re.compile(r"down_blocks\.0\.resnets\.0\."),
-}
 ORIGINS = {
     "ddpm_tf": "hojonathanho/diffusion",
     "pesser": "pesser/pytorch_diffusion",
@@ -60,12 +53,15 @@ class Settings:
         output_dir: The model folder to create; it must not exist, or be empty.
         image_size: Height and width of the images; for diffusers' weights it is in config.json.
         kind: ddpm_tf, pesser, openai or diffusers; auto detects it from the names.
-        entry: Name of the weights in a file with several entries.
+        entry: Where the weights are in a file with those of several networks, such as ema or
+            state_dict.model: the name of an entry, or a prefix of names.
+        network_config: For diffusers: the network's config.json, if it is not next to the weights.
         num_heads: For openai: attention heads; or give num_head_channels. This and the following
             are flags of OpenAI's programs.
         num_head_channels: For openai: channels of each head.
         use_new_attention_order: For openai: as in training.
-        noise_schedule: For openai: linear or cosine.
+        noise_schedule: For openai: linear (also if unset) or cosine. It and the settings below are
+            for diffusers too, where there is no scheduler_config.json.
         diffusion_steps: For openai: number of training timesteps.
         rescale_timesteps: For openai, required unless diffusion_steps is 1000: whether the network
             was given t · 1000 / diffusion_steps (improved-diffusion's default) or t
@@ -81,10 +77,11 @@ class Settings:
     image_size: Count | None = None
     kind: Literal["auto", "ddpm_tf", "pesser", "openai", "diffusers"] = "auto"
     entry: str | None = None
+    network_config: str | None = None
     num_heads: Count | None = None
     num_head_channels: Count | None = None
     use_new_attention_order: bool = False
-    noise_schedule: Literal["linear", "cosine"] = "linear"
+    noise_schedule: Literal["linear", "cosine"] | None = None
     diffusion_steps: Count = 1000
     rescale_timesteps: bool | None = None
     predict_xstart: bool = False
@@ -110,8 +107,18 @@ class Settings:
         return {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
 
 
-# Settings that apply to all kinds; sigma_small also to ddpm_tf and pesser, all to openai.
+# Settings that apply to all kinds, and those that describe the diffusion process.
 COMMON = {"source", "output_dir", "image_size", "kind", "entry"}
+PROCESS = {
+    *("noise_schedule", "diffusion_steps", "rescale_timesteps", "predict_xstart", "sigma_small"),
+}
+HEADS = {"num_heads", "num_head_channels", "use_new_attention_order"}
+SETTINGS_OF = {
+    "ddpm_tf": {"sigma_small"},
+    "pesser": {"sigma_small"},
+    "openai": PROCESS | HEADS,
+    "diffusers": PROCESS | {"network_config"},
+}
 
 
 def main() -> None:
@@ -119,10 +126,16 @@ def main() -> None:
     if words and not words[0].startswith("-"):
         words.insert(0, "--source")
     settings = parse(Settings, words)
+    with hold_output_folder(settings.output_dir, lock_of=lock_beside):
+        convert(settings)
+
+
+def convert(settings: Settings) -> None:
+    """Write the model folder."""
     source, folder = Path(settings.source), Path(settings.output_dir)
     _check_empty(folder)
-    weights = read_weights(source, settings.entry)
-    kind = detect_kind(weights) if settings.kind == "auto" else settings.kind
+    entry = read_weights(source, settings.entry, settings.kind)
+    kind, weights = entry.kind, entry.weights
     _check_flags(settings, kind)
     if kind == "diffusers":
         unet, scheduler = _load_diffusers(weights, settings)
@@ -141,21 +154,8 @@ def main() -> None:
         f"{folder}: {kind}, {parameters:,} parameters in {len(weights)} weights, levels of "
         f"{', '.join(map(str, unet.config['block_out_channels']))} channels; {opens}"
     )
-
-
-def detect_kind(weights: Mapping[str, Tensor]) -> str:
-    """Detect the kind of weights from their names.
-
-    Raises:
-        ValueError: If the names match no kind.
-    """
-    for kind, mark in NAME_PATTERNS.items():
-        if any(mark.match(name) for name in weights):
-            return kind
-    raise UserError(
-        f"{next(iter(weights))!r} and the other names match no known kind; known are "
-        f"{', '.join(f'{kind} ({origin})' for kind, origin in ORIGINS.items())}"
-    )
+    for line in _describe_entry(entry):
+        print(line)
 
 
 def convert_network(weights: Mapping[str, Tensor], kind: str, settings: Settings) -> UNet:
@@ -186,7 +186,7 @@ def make_scheduler(settings: Settings, kind: str, network: Mapping[str, Any]) ->
             "an openai network with 6 channels is for super-resolution: it also takes the small "
             "image, which the pipelines of this package do not provide"
         )
-    if outputs != channels and not (learned and kind == "openai"):
+    if outputs != channels and not (learned and kind in ("openai", "diffusers")):
         raise UserError(
             f"the network takes {channels} channels and gives {outputs}; no diffusers scheduler "
             f"can interpret the output of {ORIGINS[kind]}"
@@ -194,9 +194,8 @@ def make_scheduler(settings: Settings, kind: str, network: Mapping[str, Any]) ->
     steps = settings.diffusion_steps
     # OpenAI scales the betas of the linear schedule by 1000 / steps (gaussian_diffusion.py).
     start, end = 0.1 / steps, 20 / steps
-    betas = None
+    cosine, betas = settings.noise_schedule == "cosine", None
     if settings.rescale_timesteps and steps != RESCALED_STEPS:
-        cosine = settings.noise_schedule == "cosine"
         full = NoiseSchedule.cosine(steps) if cosine else NoiseSchedule.linear(steps, start, end)
         kept = full.alphas_cumprod[:: steps // RESCALED_STEPS]
         before = kept.new_ones(RESCALED_STEPS)
@@ -205,7 +204,7 @@ def make_scheduler(settings: Settings, kind: str, network: Mapping[str, Any]) ->
     variance = "fixed_small" if settings.sigma_small else "fixed_large"
     return DDPMScheduler(
         num_train_timesteps=steps,
-        beta_schedule="linear" if settings.noise_schedule == "linear" else "squaredcos_cap_v2",
+        beta_schedule="squaredcos_cap_v2" if cosine else "linear",
         beta_start=start,
         beta_end=end,
         trained_betas=betas,
@@ -216,24 +215,45 @@ def make_scheduler(settings: Settings, kind: str, network: Mapping[str, Any]) ->
 
 
 def _load_diffusers(weights: Mapping[str, Tensor], settings: Settings) -> tuple[UNet, Any]:
-    """Load the network and the scheduler that the files next to the weights describe."""
-    folder = Path(settings.source).parent
-    if not (folder / "config.json").is_file():
-        raise UserError(f"weights of diffusers need their config.json next to them, in {folder}")
-    # Saved anew, so that loading translates old attention names whatever file they came from.
-    with tempfile.TemporaryDirectory() as temporary:
-        shutil.copy(folder / "config.json", temporary)
-        contiguous = {name: weight.contiguous() for name, weight in weights.items()}
-        save_file(contiguous, f"{temporary}/diffusion_pytorch_model.safetensors", {"format": "pt"})
-        unet = UNet.from_pretrained(temporary, subfolder=None)
-    configured, size = unet.config["sample_size"], settings.image_size
-    if None not in (configured, size) and configured != size:
-        raise UserError(f"image_size={size}, but config.json has sample_size={configured}")
+    """Build the network of its config.json, and the scheduler that lies with it."""
+    path = Path(settings.network_config or Path(settings.source).parent / "config.json")
+    path = path / "config.json" if path.is_dir() else path
+    require(
+        path.is_file(),
+        f"weights of diffusers need their config.json, and {path} is not there; give it by "
+        "--network_config",
+    )
+    config, size = UNet.read_config(path), settings.image_size
+    configured = config.setdefault("sample_size", None)
     if configured is None:
-        if size is None:
-            raise UserError("config.json has no sample_size; give image_size")
-        unet.register_to_config(sample_size=size)
-    return unet, load_scheduler(folder.parent if folder.name == "unet" else folder)
+        require(size is not None, f"{path} has no sample_size; give image_size")
+        config["sample_size"] = size
+    elif size is not None and configured not in (size, [size, size]):
+        raise UserError(f"image_size={size}, but {path} has sample_size={configured}")
+    unet = from_diffusers(weights, config)
+    folder = path.parent.parent if path.parent.name == "unet" else path.parent
+    given = sorted(settings.non_defaults().keys() & PROCESS)
+    if any((folder / name).is_file() for name in SCHEDULER_CONFIGS):
+        if given:
+            raise UserError(f"{given[0]} does not apply: {folder} has a scheduler_config.json")
+        return unet, load_scheduler(folder)
+    if settings.noise_schedule is None:
+        raise UserError(
+            f"{folder} has no scheduler_config.json, which describes the training; put it there, "
+            "or describe it by --noise_schedule, --diffusion_steps and --predict_xstart"
+        )
+    return unet, make_scheduler(settings, "diffusers", unet.config)
+
+
+def _describe_entry(entry: Entry) -> list[str]:
+    """What was taken of a file that holds more than the bare weights of one network."""
+    lines = []
+    if entry.prefix:
+        lines.append(f"taken from the file: {entry.prefix}*, without this prefix")
+    if entry.left_out:
+        count = len(entry.left_out)
+        lines.append(f"left out of the file: {count} other tensors, {entry.left_out[0]} first")
+    return lines
 
 
 def _check_empty(folder: Path) -> None:
@@ -242,9 +262,8 @@ def _check_empty(folder: Path) -> None:
 
 
 def _check_flags(settings: Settings, kind: str) -> None:
-    allowed = COMMON | ({"sigma_small"} if kind in ("ddpm_tf", "pesser") else set())
-    unsupported = sorted(settings.non_defaults().keys() - allowed)
-    if unsupported and kind != "openai":
+    unsupported = sorted(settings.non_defaults().keys() - COMMON - SETTINGS_OF[kind])
+    if unsupported:
         raise UserError(f"{unsupported[0]} does not apply to weights of {ORIGINS[kind]}")
 
 
@@ -253,7 +272,8 @@ def _describe_origin(settings: Settings, kind: str) -> str:
     source = Path(settings.source)
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    given = {name: value for name, value in settings.non_defaults().items() if name not in COMMON}
+    unsaid = COMMON | {"network_config"}
+    given = {name: value for name, value in settings.non_defaults().items() if name not in unsaid}
     flags = ", ".join(f"{name}={value}" for name, value in given.items())
     return (
         "## Where it comes from\n"

@@ -22,17 +22,19 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.editing.editor import Editor
 from ddpm_sa.errors import UserError
+from ddpm_sa.files.atomic_files import write_atomically
+from ddpm_sa.files.folder_lock import LOCK
 from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.pipeline import Batch
+from ddpm_sa.progress import show_progress
 from ddpm_sa.settings.ranges import Count, Fraction, Index
 from sampling.common.device import resolve_device
 from sampling.common.image_files import read_images, read_mask
-from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
-from sampling.common.output_folder import make_output_folder
+from sampling.common.model_loading import describe_environment, model_identity
+from sampling.common.output_folder import hold_output_folder
 from sampling.common.sample_folder import GRID, image_path, save_images, save_picture
 from sampling.common.sampler_settings import SamplerSettings
 
@@ -51,7 +53,7 @@ USED_BY: dict[str, set[Edit]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(SamplerSettings, ModelSettings):
+class Settings(SamplerSettings):
     """Command-line settings of sampling/edit.py.
 
     Attributes:
@@ -112,6 +114,12 @@ class Settings(SamplerSettings, ModelSettings):
 
 def main() -> None:
     settings = parse(Settings)
+    with hold_output_folder(settings.output_dir):
+        edit(settings)
+
+
+def edit(settings: Settings) -> None:
+    """Edit the images, and replace the edit that the folder holds, if any."""
     pipeline = settings.open(settings.model)
     image_format = pipeline.image_format
     given = read_images(settings.image, image_format)
@@ -123,6 +131,7 @@ def main() -> None:
         "environment": describe_environment(settings.model, device),
     }
     pipeline.to(device)
+    show_progress(pipeline, settings.edit)
     method = settings.method(pipeline)
     editor = Editor(pipeline=pipeline, method=method, seed=settings.seed)
     edited = edit_images(editor, settings, given, mask)
@@ -175,14 +184,13 @@ def write_record(folder: Path, record: dict[str, Any], names: Sequence[str]) -> 
 
 
 def check_earlier_edit(folder: Path, new_names: Sequence[str]) -> list[str]:
-    """Create the folder, or find the images that the edit.json in it names.
+    """Find the images that the edit.json in the folder names; none if the folder is empty.
 
     Raises:
         ValueError: If the folder holds other things but no edit.json, if edit.json is not one of
             ours, or if a new image would overwrite a file that it does not name.
     """
-    make_output_folder(folder)
-    if not any(folder.iterdir()):
+    if {path.name for path in folder.iterdir()} <= {LOCK}:
         return []
     earlier = _read_image_names(folder / RECORD)
     for name in new_names:

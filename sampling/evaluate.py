@@ -12,7 +12,6 @@ each number.
 
 import dataclasses
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,14 +24,15 @@ from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.config import HeldOut
 from ddpm_sa.data.dataset import Images
-from ddpm_sa.distributed import by_process_0, join, leave
-from ddpm_sa.errors import UserError
+from ddpm_sa.distributed import join, leave
+from ddpm_sa.errors import UserError, advise_out_of_memory
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.samplers.method import Method
 from ddpm_sa.settings.ranges import Count, Index, Several
 from sampling.common.device import process_device
-from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
-from sampling.common.output_folder import make_output_folder, require_matplotlib
+from sampling.common.memory import SMALLER_BATCH, check_batch_fits, check_num_images
+from sampling.common.model_loading import describe_environment, model_identity
+from sampling.common.output_folder import hold_output_folder, require_matplotlib
 from sampling.common.sampler_settings import SamplerSettings
 from sampling.evaluation.held_out_loss import Diagnostics, evaluate_likelihood, measure_losses
 from sampling.evaluation.image_sets import (
@@ -55,7 +55,7 @@ from sampling.evaluation.summary import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(SamplerSettings, ModelSettings):
+class Settings(SamplerSettings):
     """Command-line settings of sampling/evaluate.py.
 
     Attributes:
@@ -66,9 +66,11 @@ class Settings(SamplerSettings, ModelSettings):
         data: The real images: mnist5k, a folder, a .parquet or .npy file, or a dataset on the Hub;
             by default the data of the first model's run, from its config.yaml.
         fit: How real images of another size get the model's, as in training: crop, pad, stretch.
-        split: Split of a dataset on the Hub, or of a folder of .parquet files.
-        validation: Held-out images, as in training: a share of the data (the same images), a split,
-            a folder or a file. They are evaluated too, for comparison.
+        split: Split of a folder or of a dataset on the Hub, as in training; by default that of the
+            first model's run, or train with --data.
+        validation: Held-out images, as in training: a share of the data (the same images), another
+            split, a folder or a file; by default those of the first model's run, unless --data is
+            given. They are evaluated too, for comparison.
         features: efficientnet, which needs no download; inception, as in published numbers; or a
             function of yours as package.module:name, from (B, C, H, W) in [-1, 1] to (B, D).
         num_images: Number of images to sample from each model.
@@ -86,7 +88,7 @@ class Settings(SamplerSettings, ModelSettings):
     samples: list[str] = dataclasses.field(default_factory=list)
     data: str | None = None
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    split: str = "train"
+    split: str | None = None
     validation: HeldOut | str | None = None
     features: str = "efficientnet"
     num_images: Several = 2000
@@ -112,17 +114,27 @@ class Settings(SamplerSettings, ModelSettings):
         return unused
 
 
+@advise_out_of_memory(SMALLER_BATCH)
 def main() -> None:
     settings = parse(Settings)
     state = join()
     require_matplotlib()
+    with hold_output_folder(settings.output_dir, shared=True):
+        evaluate(settings, state)
+    leave()
+
+
+def evaluate(settings: Settings, state: PartialState) -> None:
+    """Score the image sets and run the diagnostics, shared by the processes."""
     device = process_device(state, settings.device)
+    check_num_images(settings.num_images)
     extractor = open_features(settings.features, device)
     pipelines = {name: settings.open(name) for name in settings.model}
     identities = {name: model_identity(pipeline) for name, pipeline in pipelines.items()}
     for pipeline in (
         pipelines.values()
     ):  # before settings.method: the weaker model of guidance goes to the same device
+        check_batch_fits(pipeline, settings.batch_size, settings.num_images, device)
         pipeline.to(device)
     methods = {name: settings.method(pipeline) for name, pipeline in pipelines.items()}
     images = open_real_images(
@@ -135,11 +147,6 @@ def main() -> None:
         need_labels=bool(settings.likelihood or settings.losses),
         need_held_out=bool(settings.nearest or settings.likelihood),
     )
-    folder = by_process_0(
-        partial(make_output_folder, Path(settings.output_dir)),
-        f"{settings.output_dir} cannot be created",
-    )
-
     real = summarise_reference(images, extractor, settings.batch_size, state)
     results: list[Scores] = []
     first_images: dict[str, FirstImages] = {}
@@ -148,20 +155,23 @@ def main() -> None:
         results.append(score_images(first.collect_from(image_set), real, extractor))
     diagnostics = run_diagnostics(settings, pipelines, images, first_images, state)
     if state.is_main_process:
-        warnings = find_warnings(real, results)
+        warnings = [*images.notes, *find_warnings(real, results)]
         if images.validation is not None:
-            warnings += warn_if_not_held_out(settings.model, settings.validation)
+            warnings += warn_if_not_held_out(settings.model, settings.validation, images.validation)
         environment = describe_environment(", ".join(pipelines), device, state.num_processes)
         record = make_record(dataclasses.asdict(settings), extractor, real, results)
         record |= {"warnings": warnings, "environment": environment | {"models": identities}}
+        if (split := images.describe_split()) is not None:
+            record["data"] |= {"split": split}
+            print(f"data: split {split}")
         print(format_table(results, extractor))
         for line in [
             *describe_diagnostics(diagnostics),
             *(f"warning: {warning}" for warning in warnings),
         ]:
             print(line)
+        folder = Path(settings.output_dir)
         write_evaluation(folder, record, results, extractor, diagnostics, images)
-    leave()
 
 
 def open_image_sets(

@@ -11,23 +11,26 @@ lists the cost of each and the results so far.
 import dataclasses
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ddpm_sa.atomic_files import write_atomically
+from accelerate import PartialState
+
 from ddpm_sa.cli import command_line, parse, run_program
 from ddpm_sa.data.config import HeldOut
-from ddpm_sa.distributed import by_process_0, join, leave
-from ddpm_sa.errors import UserError
+from ddpm_sa.distributed import join, leave
+from ddpm_sa.errors import UserError, advise_out_of_memory
+from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.metrics.features import open_features
+from ddpm_sa.progress import show_progress
 from ddpm_sa.settings.ranges import Count, Several
 from sampling.common.device import process_device
+from sampling.common.memory import SMALLER_BATCH, check_batch_fits
 from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
 from sampling.common.output_folder import (
-    make_output_folder,
+    hold_output_folder,
     require_matplotlib,
 )
 from sampling.common.sampler_settings import SamplerSettings
@@ -100,12 +103,21 @@ class Settings(ModelSettings):
         return unused
 
 
+@advise_out_of_memory(SMALLER_BATCH)
 def main() -> None:
     settings = parse(Settings)
     state = join()
     require_matplotlib()
+    with hold_output_folder(settings.output_dir, shared=True):
+        run_experiments(settings, state)
+    leave()
+
+
+def run_experiments(settings: Settings, state: PartialState) -> None:
+    """Run the experiments, shared by the processes."""
     device = process_device(state, settings.device)
     pipeline = settings.open(settings.model)
+    check_batch_fits(pipeline, settings.batch_size, settings.num_images, device)
     if pipeline.unet.config["num_class_embeds"] is not None:
         raise UserError("the paper's networks are unconditional; this one is class-conditional")
     steps = settings.steps or pipeline.scheduler.config.num_train_timesteps
@@ -125,12 +137,9 @@ def main() -> None:
     extractor = open_features(settings.features, device) if wants_features else None
     environment = describe_environment(settings.model, device, state.num_processes)
     environment |= model_identity(pipeline)
-    folder = by_process_0(
-        partial(make_output_folder, Path(settings.output_dir)),
-        f"{settings.output_dir} cannot be created",
-    )
+    folder = Path(settings.output_dir)
     pipeline.to(device)
-    pipeline.set_progress_bar_config(disable=True)
+    show_progress(pipeline, "sampling", shown=state.is_main_process)
     context = ExperimentContext(
         name=settings.model,
         pipeline=pipeline,
@@ -157,7 +166,6 @@ def main() -> None:
                 with write_atomically(folder / f"{name}.json") as aside:
                     aside.write_text(json.dumps(record, indent=1) + "\n")
     state.wait_for_everyone()
-    leave()
 
 
 if __name__ == "__main__":

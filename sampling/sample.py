@@ -9,6 +9,7 @@ reproduce each image.
 """
 
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -19,27 +20,31 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from accelerate import PartialState
 
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.distributed import by_process_0, join, leave
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import UserError, advise_out_of_memory
+from ddpm_sa.progress import show_progress
 from ddpm_sa.samplers.method import Method
 from ddpm_sa.settings.ranges import Count, Index
 from sampling.common.device import process_device
-from sampling.common.model_loading import ModelSettings, describe_environment, model_identity
+from sampling.common.memory import SMALLER_BATCH, check_batch_fits, check_num_images
+from sampling.common.model_loading import describe_environment, model_identity
+from sampling.common.output_folder import hold_output_folder
 from sampling.common.sample_folder import GRID, prepare_folder, save_array, save_grid, save_images
 from sampling.common.sampler_settings import SamplerSettings
 from sampling.figures.animation import save_denoising_animation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(SamplerSettings, ModelSettings):
+class Settings(SamplerSettings):
     """Command-line settings of sampling/sample.py.
 
     Attributes:
         model: A model folder, such as runs/mnist/model, a run, a checkpoint, or a DDPMPipeline's
-            repository on the Hugging Face Hub.
+            repository on the Hugging Face Hub, as owner/name or owner/name@revision.
         output_dir: Folder for the images 000000.png ..., grid.png and samples.json; .npy instead
             of .png for what a PNG cannot hold: floats, 16-bit colour, 2 or more than 4 channels.
         num_images: Sample the images 0 ... num_images - 1. If neither this nor indices is given: as
@@ -85,18 +90,29 @@ class Settings(SamplerSettings, ModelSettings):
         return range(start, stop)
 
 
+@advise_out_of_memory(SMALLER_BATCH)
 def main() -> None:
     settings = parse(Settings)
     state = join()
+    with hold_output_folder(settings.output_dir, shared=True):
+        sample(settings, state)
+    leave()
+
+
+def sample(settings: Settings, state: PartialState) -> None:
+    """Make the images that the folder lacks, shared by the processes, and the grid."""
     pipeline = settings.open(settings.model, settings.compile)
     indices, image_format = settings.selected_indices(), pipeline.image_format
+    device = process_device(state, settings.device)
+    check_num_images(len(indices))
+    share = math.ceil(len(indices) / state.num_processes)
+    check_batch_fits(pipeline, settings.batch_size, share, device)
     labels: dict[int, int | None] = dict.fromkeys(indices)
     classes = pipeline.condition(indices, settings.class_labels).class_labels
     if classes is not None:
         labels.update(zip(indices, classes.tolist(), strict=True))
     identity = model_identity(pipeline) | settings.record()
     identity |= {"seed": settings.seed, "dtype": settings.dtype}
-    device = process_device(state, settings.device)
     pipeline.to(device)
     method = settings.method(pipeline)
 
@@ -115,7 +131,6 @@ def main() -> None:
             path = folder / f"denoising.{settings.animation}"
             save_denoising_animation(path, pipeline, method, settings.seed, indices[:16], labels)
         print(f"{len(missing)} images made, {len(indices) - len(missing)} existed: {folder / GRID}")
-    leave()
 
 
 def make_images(
@@ -125,7 +140,7 @@ def make_images(
     if not labels:
         return
     main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    pipeline.set_progress_bar_config(desc="sampling", unit="step", disable=not main)
+    show_progress(pipeline, "sampling", shown=main)
     folder, classes = Path(settings.output_dir), [c for c in labels.values() if c is not None]
     indices = list(labels)
     condition = pipeline.condition(indices, classes or None)

@@ -1,12 +1,21 @@
 """On a GPU: the numbers of the CPU, the randomness of the CPU, and runs that go on."""
 
 import json
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from ddpm_sa import Pipeline, UNet
+from ddpm_sa.data.dataset import Images
+from ddpm_sa.image_format import ImageFormat
 from tests.support.runs import NETWORK, arguments, checkpoint, metrics, run_here, same_bits
+from training.config import DataConfig, ModelConfig, TrainConfig
+from training.draws import Layout
+from training.memory.forecast import forecast
+from training.network import build_network
+from training.objective import make_optimizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -87,6 +96,31 @@ def test_losses_are_those_of_a_run_on_the_cpu(pictures, tmp_path, monkeypatch):
     run_here(arguments(pictures, tmp_path / "cpu", log_every=1))
     gpu, cpu = ([row["loss"] for row in metrics(tmp_path / name)] for name in ("gpu", "cpu"))
     assert gpu == pytest.approx(cpu, rel=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_memory_of_training_steps_is_about_the_forecast(checkpointing):
+    images = Images(length=64, format=ImageFormat(channels=3, size=(32, 32)), read=np.asarray)
+    model = ModelConfig(preset="cifar10", gradient_checkpointing=checkpointing)
+    config = TrainConfig(
+        output_dir="unused", data=DataConfig(source="x"), model=model, mixed_precision="bf16"
+    )
+    build, device = partial(build_network, model, images, 0), torch.device("cuda")
+    told = forecast(config, Layout(64), build, 0, device, 64)
+
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    trained = build().cuda().to(memory_format=torch.channels_last)  # pyright: ignore
+    optimizer = make_optimizer(trained, config.optim)
+    x = torch.zeros(64, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    t = torch.zeros(64, dtype=torch.long, device=device)
+    for _ in range(2):
+        with torch.autocast("cuda", torch.bfloat16):
+            output = trained(x, t).sample
+        output.float().square().mean().backward()
+        optimizer.step()
+    real = torch.cuda.max_memory_allocated() - before
+    assert 0.8 < (told.total - told.averages) / real < 1.25
 
 
 def test_maps_of_attention_are_the_cpus(straight):

@@ -13,9 +13,11 @@ ROOT = Path(__file__).parent.parent
 # Floors of the package, lowest first: the files and rooms of ddpm_sa that stand on each. A module
 # imports from floors below its own, and from its own room or file's neighbours without a circle.
 FLOORS = [
-    {"errors"},
-    {"settings"},
-    {"randomness", "image_format", "atomic_files", "cli", "distributed", "condition"},
+    {"errors", "progress"},
+    {"files.atomic_files", "files.json_files", "files.hub", "settings"},
+    {"randomness", "image_format", "cli", "distributed", "condition", "memory"},
+    {"files.folder_lock"},
+    {"models.resampling"},
     {
         "models.attention",
         "models.embedding",
@@ -25,8 +27,11 @@ FLOORS = [
         "data",
     },
     {"models.blocks"},
+    {"models.skip_blocks", "models.k_blocks"},
+    {"models.block_types"},
     {"models.config"},
     {"models.loading", "models.presets"},
+    {"models.sizing"},
     {"models.unet"},
     {"models.attention_slots"},
     {"diffusion", "samplers"},
@@ -41,11 +46,13 @@ FLOORS = [
 # The same for the programs' packages: training, then sampling.
 TRAINING = [
     {"config"},
-    {"saved_config", "draws"},
+    {"saved_config", "draws", "scheduler"},
+    {"fine_tuning"},
     {"distributed"},
     {"ema", "network", "muon"},
     {"loop"},
     {"objective"},
+    {"memory"},
     {"reporting"},
     {"checkpoint"},
     {"train"},
@@ -111,6 +118,13 @@ def test_imports_point_down(package: str, floors: list[set[str]]) -> None:
             below, other = place(target, floors)
             neighbours = room.split(".")[0] == other.split(".")[0] and below == height
             assert below < height or neighbours, f"{name} imports {target}, which is not below it"
+
+
+@pytest.mark.parametrize(("package", "floors"), HOUSES)
+def test_every_floor_names_what_there_is(package: str, floors: list[set[str]]) -> None:
+    rooms = [room for floor in [*floors, ENTRIES.get(package, set())] for room in floor]
+    assert len(rooms) == len(set(rooms)), "a room stands on one floor"
+    assert {f"{package}.{room}" for room in rooms} <= set(modules(package))
 
 
 @pytest.mark.parametrize(("package", "floors"), HOUSES)

@@ -3,8 +3,8 @@
 The defaults are the recipe of Ho et al. 2020 for CIFAR-10.
 """
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Self
 
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.errors import require
@@ -20,15 +20,34 @@ from ddpm_sa.settings.ranges import (
     check_ranges,
 )
 
+# Settings that fine-tuning takes from the model it starts from, and their names in the
+# configuration of a diffusers scheduler.
+OF_SAVED_MODEL = {
+    "objective.prediction_type": "prediction_type",
+    "schedule.kind": "beta_schedule",
+    "schedule.num_timesteps": "num_train_timesteps",
+    "schedule.beta_start": "beta_start",
+    "schedule.beta_end": "beta_end",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network."""
 
     preset: str = "cifar10"
-    """A network of ddpm_sa.models.presets, initialised as the paper does."""
+    """A network of ddpm_sa.models.presets, initialised as the paper does. auto: the network that
+    follows from the size of the images (ddpm_sa.models.sizing): levels until 4 to 8 pixels are
+    left, with attention where there are at most 16."""
+    width: int | None = None
+    """Channels of the first level, which the widths of the other levels follow; for preset auto
+    only. None: 128."""
     init_from: str | None = None
-    """Fine-tune the network of this model folder or Hub repository, instead of `preset`."""
+    """Fine-tune the network of this model folder or Hub repository, instead of `preset`, with its
+    prediction type and noise schedule."""
+    init_override: list[str] | None = None
+    """Settings that replace those of the model of `init_from`, e.g. [schedule.kind]; the flags that
+    `--override true` allows are added."""
     attention_resolutions: list[Count] | None = None
     """Use attention where the feature map has these heights, e.g. [16]. None: as in the preset."""
     dropout: Rate | None = None
@@ -42,6 +61,26 @@ class ModelConfig:
         check_ranges(self, "model.")
         taken = {"in_channels", "out_channels", "sample_size", "num_class_embeds"} & set(self.unet)
         require(not taken, f"model.unet sets {sorted(taken)}, which follow from the data")
+        require(
+            self.width is None or (self.preset == "auto" and self.init_from is None),
+            f"model.width={self.width} is for model.preset=auto; the widths of "
+            f"model.{'preset' if self.init_from is None else 'init_from'}="
+            f"{self.init_from or self.preset} are fixed (model.unet changes those of a preset)",
+        )
+        require(
+            self.width is None or "block_out_channels" not in self.unet,
+            f"model.width={self.width} has no effect beside block_out_channels in model.unet",
+        )
+        unknown = set(self.init_override or []) - OF_SAVED_MODEL.keys()
+        require(
+            not unknown,
+            f"model.init_override={self.init_override}: {', '.join(sorted(unknown))} cannot be "
+            f"replaced; known are {', '.join(OF_SAVED_MODEL)}",
+        )
+        require(
+            not self.init_override or self.init_from is not None,
+            f"model.init_override={self.init_override} has no effect without model.init_from",
+        )
         require(
             self.init_from is None or self.attention_resolutions is None,
             f"model.attention_resolutions={self.attention_resolutions} cannot be used with "
@@ -74,8 +113,9 @@ class ObjectiveConfig:
 class ScheduleConfig:
     """The noise schedule."""
 
-    kind: Literal["linear", "cosine", "quadratic"] = "linear"
-    """linear (Ho et al. 2020), cosine (Nichol & Dhariwal 2021), or linear in sqrt(beta)."""
+    kind: Literal["linear", "cosine", "quadratic", "saved"] = "linear"
+    """linear (Ho et al. 2020), cosine (Nichol & Dhariwal 2021), quadratic: linear in sqrt(beta), or
+    saved: another one, that of the model of `model.init_from`."""
     num_timesteps: Annotated[int, Range(least=2, most=1_000_000)] = 1000
     """Number of timesteps T."""
     beta_start: Share = 1e-4
@@ -107,8 +147,9 @@ class OptimConfig:
     """Learning rate after the warm-up."""
     warmup_steps: Index = 5000
     """Update k (from 0) uses lr * min(k / warmup_steps, 1), as in the paper's code: 0 first."""
-    decay_steps: Count | None = None
-    """After the warm-up lr falls linearly to 0 at this update. None: constant, as in the paper."""
+    decay_steps: Count | Literal["steps"] | None = None
+    """After the warm-up lr falls linearly to 0 at this update; `steps`: at the end of the run,
+    whatever `steps` is. None: constant, as in the paper."""
     betas: tuple[Rate, Rate] = (0.9, 0.999)
     """Decay rates of the running means of the gradient and of its square."""
     eps: Positive = 1e-8
@@ -121,10 +162,19 @@ class OptimConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "optim.")
         require(
-            self.decay_steps is None or self.decay_steps > self.warmup_steps,
+            not isinstance(self.decay_steps, int) or self.decay_steps > self.warmup_steps,
             f"optim.decay_steps={self.decay_steps} must be above "
             f"optim.warmup_steps={self.warmup_steps}, or null for no decay",
         )
+
+    def for_steps(self, steps: int) -> Self:
+        """The same settings for a run of so many updates: decay_steps is a number or None.
+
+        There is no decay in a run that ends within the warm-up.
+        """
+        if self.decay_steps != "steps":
+            return self
+        return replace(self, decay_steps=steps if steps > self.warmup_steps else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +215,10 @@ class TrainConfig:
     """Optimiser updates."""
     batch_size: Count = 128
     """Images per update, over all processes and accumulation steps."""
-    micro_batch_size: Count | None = None
-    """Images that a process evaluates at once. None: its whole share of the batch. The number of
-    accumulation steps is batch_size / (processes * micro_batch_size)."""
+    micro_batch_size: Count | Literal["auto"] | None = None
+    """Images that a process evaluates at once, at most: the largest divisor of its share of the
+    batch up to this. None: its whole share. auto: the largest divisor that fits into memory. Each
+    update accumulates over the micro-batches."""
     seed: Seed = 0
     """All random numbers are functions of the seed, the step and the position in the batch."""
     save_every: Count = 5000
@@ -189,7 +240,8 @@ class TrainConfig:
     """`auto`: continue from the newest valid checkpoint in output_dir, if any; a checkpoint folder:
     continue from it; `never`: output_dir must not hold a run."""
     override: bool = False
-    """Allow a resumed run to change settings that affect its results; each change is reported."""
+    """Allow a resumed run to change settings that affect its results, and fine-tuning to change the
+    prediction type and noise schedule of its model; each change is reported."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the network's arithmetic. auto: bf16 if the hardware supports it."""
     compile: bool = False
@@ -202,7 +254,8 @@ class TrainConfig:
     keep_checkpoints: Count = 2
     """Number of newest valid checkpoints to keep; older ones are removed."""
     keep_every: Count | None = None
-    """Also keep older checkpoints whose step is a multiple of this. None: keep none of them."""
+    """Also keep an older checkpoint of each interval of so many updates, the first at its beginning
+    or after. None: keep none of them."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """If a loss or gradient is not finite: end the run, or skip the update and count it."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
@@ -211,9 +264,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         require(
-            self.keep_every is None or self.keep_every % self.save_every == 0,
-            f"keep_every={self.keep_every} must be a multiple of save_every={self.save_every}, "
-            "or null, since only saved checkpoints can be kept",
+            self.schedule.kind != "saved" or self.model.init_from is not None,
+            "schedule.kind=saved needs model.init_from, the model whose schedule is used",
         )
         unsupported_with_fsdp = {
             "optim.optimizer": (self.optim.optimizer, "muon", "adam"),

@@ -27,15 +27,13 @@ class Layout:
     processes: int = 1
     process: int = 0
     micro_batch_size: int | None = None
-    """Images evaluated at once; None: a process's whole share of the batch."""
+    """Images evaluated at once, at most; None: a process's whole share of the batch."""
 
     def __post_init__(self) -> None:
-        micro = self.micro_batch_size or 1
-        if self.batch_size % (self.processes * micro):
+        if self.batch_size % self.processes:
             raise UserError(
-                f"batch_size={self.batch_size} is not divisible by {self.processes} processes x "
-                f"micro_batch_size={micro}; "
-                f"use a multiple of {self.processes * micro}, or another micro_batch_size"
+                f"batch_size={self.batch_size} is not divisible by {self.processes} processes; use "
+                f"a multiple of {self.processes}"
             )
 
     @property
@@ -46,12 +44,13 @@ class Layout:
     @property
     def accumulation(self) -> int:
         """Micro-batches per process and update."""
-        return self.share // (self.micro_batch_size or self.share)
+        return self.share // self.micro
 
     @property
     def micro(self) -> int:
-        """Images per micro-batch."""
-        return self.share // self.accumulation
+        """Images per micro-batch: the largest divisor of the share up to micro_batch_size."""
+        micro = min(self.micro_batch_size or self.share, self.share)
+        return next(count for count in range(micro, 0, -1) if self.share % count == 0)
 
     def spans(self) -> list[slice]:
         """This process's positions in the global batch, as one slice per micro-batch."""

@@ -43,6 +43,12 @@ class EMA:
         weights = [parameter.detach().float() for parameter in self.parameters.values()]
         torch._foreach_lerp_(list(self.averages.values()), weights, 1 - self.decay_at(update))
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Start again as a copy of the weights."""
+        for name, average in self.averages.items():
+            average.copy_(self.parameters[name])
+
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by name, not copied."""
         return dict(self.averages)

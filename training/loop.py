@@ -112,8 +112,9 @@ def learning_rate(config: OptimConfig, step: int) -> float:
     """lr · min(step / warmup_steps, 1), as in the paper's code, times the decay, if any.
 
     `step` counts updates from 0. The decay factor falls linearly from 1 after the warm-up to 0 at
-    decay_steps, and stays 0.
+    decay_steps, and stays 0. `config` is one of `OptimConfig.for_steps`.
     """
+    assert config.decay_steps != "steps"
     factor = min(step / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
     if config.decay_steps is not None:
         left = (config.decay_steps - step) / (config.decay_steps - config.warmup_steps)

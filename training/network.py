@@ -10,6 +10,7 @@ from ddpm_sa.data.dataset import Images
 from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import padded_size
 from ddpm_sa.models.presets import block_types, preset
+from ddpm_sa.models.sizing import AUTO, unet_for_size
 from ddpm_sa.models.unet import UNet
 from ddpm_sa.randomness import stream
 from training.config import ModelConfig
@@ -35,7 +36,7 @@ def build_network(
         "num_class_embeds": images.num_class_embeds,
     }
     if config.init_from is None:
-        network = _new_network(config, images.format.size[0], fixed, seed)
+        network = _new_network(config, images.format.size, fixed, seed)
     else:
         network = _saved_network(config.init_from, config, fixed)
     height, width = padded_size(images.format.size, network.size_multiple)
@@ -62,11 +63,21 @@ def height_and_width(sample_size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def _new_network(config: ModelConfig, height: int, fixed: dict[str, Any], seed: int) -> UNet:
-    arguments: dict[str, Any] = preset(config.preset).unet | config.unet
+def _preset_arguments(config: ModelConfig, size: tuple[int, int]) -> dict[str, Any]:
+    if config.preset != AUTO:
+        return preset(config.preset).unet
+    channels = config.unet.get("block_out_channels")
+    width = {} if config.width is None else {"width": config.width}
+    return unet_for_size(size, block_out_channels=channels, **width)
+
+
+def _new_network(
+    config: ModelConfig, size: tuple[int, int], fixed: dict[str, Any], seed: int
+) -> UNet:
+    arguments: dict[str, Any] = _preset_arguments(config, size) | config.unet
     if config.attention_resolutions is not None:
         levels = len(arguments["block_out_channels"])
-        height, _ = padded_size((height, height), 2 ** (levels - 1))
+        height, _ = padded_size(size, 2 ** (levels - 1))
         down, up = block_types(config.attention_resolutions, height, levels)
         arguments |= {"down_block_types": down, "up_block_types": up}
     if config.dropout is not None:

@@ -1,4 +1,4 @@
-"""Scheduler, loss and optimiser of a run, and the network prepared for training."""
+"""Loss and optimiser of a run, and the network prepared for training."""
 
 import torch
 from accelerate import Accelerator
@@ -10,51 +10,12 @@ from ddpm_sa.diffusion.prediction import prediction
 from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import ImageFormat
-from ddpm_sa.model_folder import load_scheduler, local_folder
-from ddpm_sa.models.presets import predicting, preset
 from ddpm_sa.models.unet import UNet
 from training.config import ObjectiveConfig, OptimConfig, TrainConfig
 from training.distributed.fsdp import shard
 from training.loop import Loss, MicroBatch
 from training.muon import Muon
 from training.network import memory_format
-
-# DDPMScheduler's names of the schedules.
-BETA_SCHEDULE = {"linear": "linear", "cosine": "squaredcos_cap_v2", "quadratic": "scaled_linear"}
-
-
-def make_scheduler(config: TrainConfig) -> DDPMScheduler:
-    """Make the scheduler: the preset's, with the noise schedule of the configuration."""
-    settings = preset(config.model.preset).scheduler
-    if config.objective.learned_variance:
-        settings = settings | {"variance_type": "learned_range"}
-    return DDPMScheduler(
-        **settings
-        | {
-            "num_train_timesteps": config.schedule.num_timesteps,
-            "beta_schedule": BETA_SCHEDULE[config.schedule.kind],
-            "beta_start": config.schedule.beta_start,
-            "beta_end": config.schedule.beta_end,
-        }
-        | predicting(config.objective.prediction_type)
-    )
-
-
-def fine_tuning_warnings(config: TrainConfig) -> list[str]:
-    """Warn if the model of `model.init_from` was trained with another schedule or target."""
-    if config.model.init_from is None:
-        return []
-    try:
-        before = load_scheduler(local_folder(config.model.init_from)).config
-    except ValueError:  # without a scheduler, nothing to compare
-        return []
-    now = make_scheduler(config).config
-    return [
-        f"warning     {config.model.init_from} was trained with {name}={before[name]}, but this "
-        f"run uses {now[name]}"
-        for name in ("prediction_type", "beta_schedule", "beta_end", "num_train_timesteps")
-        if before.get(name) != now[name]
-    ]
 
 
 def make_loss(scheduler: DDPMScheduler, config: ObjectiveConfig, image_format: ImageFormat) -> Loss:

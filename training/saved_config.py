@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.errors import UserError
+from ddpm_sa.files.atomic_files import write_atomically
 from training.config import TrainConfig
 
 # Settings that a resumed run may change: duration, logging, saving, evaluation and the split over

@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,47 +14,71 @@ import training as training  # sets what torch reads when it is loaded
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.load import open_images
 from ddpm_sa.distributed import leave
-from training.checkpoint.resume import find_checkpoint
-from training.checkpoint.run_folder import RunFolder, make_ema_pipeline
-from training.checkpoint.state import TrainingState
+from ddpm_sa.errors import advise_out_of_memory
+from ddpm_sa.settings.words import given_flags
+from training.checkpoint.resume import find_checkpoint, previous_micro_batch
+from training.checkpoint.run_folder import RunFolder, hold_run_folder, make_ema_pipeline
+from training.checkpoint.training_state import TrainingState
 from training.config import TrainConfig
 from training.distributed.accelerator import make_accelerator, make_layout, resolve_settings
 from training.distributed.interrupt import StopRequest
 from training.ema import Averages
+from training.fine_tuning import follow_saved_model
 from training.loop import learning_rate, make_batches, train_steps
+from training.memory.fit import check_counts, fit
 from training.network import build_network, height_and_width
-from training.objective import make_loss, make_scheduler, prepare
+from training.objective import make_loss, prepare
 from training.reporting.log import RunLog
 from training.reporting.periodic import PeriodicEvaluation
 from training.reporting.startup import startup_report
+from training.scheduler import make_scheduler
 
 
+@advise_out_of_memory(
+    "continue from the last checkpoint with --resume auto and --micro_batch_size auto or a smaller "
+    "number, or --model.gradient_checkpointing true; memory.md in the documentation has more"
+)
 def main(argv: Sequence[str] | None = None) -> None:
     """Train with the settings of the command line, then leave the process group."""
-    train(parse(TrainConfig, argv, __doc__))
+    config = resolve_settings(parse(TrainConfig, argv, __doc__))
+    with hold_run_folder(config.output_dir):
+        train(config, given_flags(argv))
     leave()
 
 
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig, flags: Collection[str] = ()) -> None:
     """Train with this configuration; the model is written to output_dir/model at the end.
 
     Settings are checked before anything is written.
+
+    Args:
+        config: From `resolve_settings`; its folder is held.
+        flags: The settings given on the command line, which a model to fine-tune must not
+            contradict.
     """
-    config, layout = resolve_settings(config), make_layout(config)
+    config, tuning = follow_saved_model(config, flags)
+    layout = make_layout(config)
+    check_counts(config, layout)
     images = open_images(config.data, config.seed)
-    network = build_network(config.model, images, config.seed, config.objective.learned_variance)
-    images = images.pad_to(*height_and_width(network.config["sample_size"]))
     scheduler = make_scheduler(config)
     loss = make_loss(scheduler, config.objective, images.format)
     checkpoint, notes = find_checkpoint(config, images)
+    build = partial(
+        build_network, config.model, images, config.seed, config.objective.learned_variance
+    )
+    config, layout, memory = fit(config, layout, build, previous_micro_batch(checkpoint))
+    network = build()
+    images = images.pad_to(*height_and_width(network.config["sample_size"]))
 
     accelerator = make_accelerator(config, layout)
     prepared, optimizer = prepare(accelerator, network, config)
     averages = Averages(network, config.ema)
     pipeline = make_ema_pipeline(network, averages.main, scheduler, images)
-    run = RunFolder(accelerator, config, images, TrainingState(network, averages, optimizer))
+    training_state = TrainingState(network, averages, optimizer)
+    run = RunFolder(accelerator, config, images, training_state, pipeline)
     start, log_state = run.restore(checkpoint)
-    accelerator.print(*notes, startup_report(config, layout, images, network, start), sep="\n")
+    report = startup_report(config, layout, images, network, memory, start)
+    accelerator.print(*tuning, *notes, report, sep="\n")
 
     batches = make_batches(config, images, layout, start)
     log, stop = RunLog(accelerator, config, log_state, start), StopRequest(config.time_limit)
@@ -67,7 +91,7 @@ def train(config: TrainConfig) -> None:
         optimizer,
         loss,
         batches,
-        lr_at=partial(learning_rate, config.optim),
+        lr_at=partial(learning_rate, config.optim.for_steps(config.steps)),
         grad_clip=config.optim.grad_clip,
         stop_requested=stop,
         on_nonfinite=config.on_nonfinite,
@@ -83,7 +107,7 @@ def train(config: TrainConfig) -> None:
                 run.save(progress.step, log.state())
             if last:
                 break
-        run.finish(pipeline, evaluate.final_samples())
+        run.finish(evaluate.final_samples())
     accelerator.print(log.summary(stop.reason))
 
 

@@ -84,6 +84,15 @@ def assemble_unet(
             f"image_size={config['sample_size']} cannot be halved at each of the "
             f"{len(unet.down_blocks)} levels of these weights; give the size they were trained at"
         )
+    return load_into(unet, weights, their_name)
+
+
+def load_into(unet: UNet, weights: ForeignWeights, their_name: Callable[[str], str]) -> UNet:
+    """Load weights into a network that was built without memory, on the meta device.
+
+    Raises:
+        ValueError: If a weight is missing, not expected, or of another shape, naming the first.
+    """
     names = {ours: their_name(ours) for ours in unet.state_dict()}
     expected = {weights.spell(name) for name in names.values()}
     state = {
@@ -92,8 +101,9 @@ def assemble_unet(
     unexpected = [name for name in weights.weights if name not in expected]
     if unexpected:
         raise UserError(
-            f"{unexpected[0]} has no place in a network of {config['block_out_channels']} channels "
-            f"and {config['layers_per_block']} blocks per level ({len(unexpected)} such in all)"
+            f"{unexpected[0]} has no place in a network of {unet.config['block_out_channels']} "
+            f"channels and {unet.config['layers_per_block']} blocks per level ({len(unexpected)} "
+            "such in all)"
         )
     unet.load_state_dict(state, assign=True)
     return unet.eval()

@@ -3,7 +3,6 @@
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,25 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
+from ddpm_sa.checkpoints.entries import Entry, find_entry
 from ddpm_sa.errors import UserError
 
 # What the readers below raise for a damaged file, or one of another format.
 _UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, SafetensorError, zipfile.BadZipFile)
 
 
-def read_weights(path: Path, entry: str | None = None) -> dict[str, Tensor]:
-    """Read the weights of a file by name, on the CPU.
+def read_weights(path: Path, entry: str | None = None, kind: str = "auto") -> Entry:
+    """Read the weights of a network from a file; see `ddpm_sa.checkpoints.entries.find_entry`.
 
     Args:
         path: A .pt, .pth, .ckpt or .bin of torch.save, a .safetensors, or an .npz.
-        entry: Name of the entry that is the weights, for a file with several entries.
+        entry: Where in the file they are, for a file with several networks.
+        kind: Of which program they are; "auto" detects it from the names.
 
     Raises:
-        ValueError: If it is not such a file, cannot be read, or its content is not weights by name.
+        ValueError: If it is not such a file, cannot be read, or has the weights of no network or
+            of several.
     """
     if path.suffix not in _READERS:
         raise UserError(f"{path} has an unknown suffix; known are {', '.join(_READERS)}")
@@ -43,33 +44,7 @@ def read_weights(path: Path, entry: str | None = None) -> dict[str, Tensor]:
     except _UNREADABLE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path} cannot be read: {reason}") from error
-    return _check_weights(content, path, entry)
-
-
-def _check_weights(content: Any, path: Path, entry: str | None) -> dict[str, Tensor]:
-    if entry is not None:
-        if not isinstance(content, Mapping) or entry not in content:
-            raise UserError(f"{path} has no entry {entry!r}{_describe_entries(content)}")
-        content = content[entry]
-    if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{path} holds {type(content).__name__}, not weights by name")
-    weights = {}
-    for name, value in content.items():
-        is_number = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
-        if not isinstance(name, str) or not (is_number or isinstance(value, Tensor)):
-            raise UserError(
-                f"{path} holds {type(value).__name__} under {name!r}, not weights alone"
-                f"{_describe_entries(content)}"
-            )
-        weights[name] = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-    return weights
-
-
-def _describe_entries(content: Any) -> str:
-    """Name the entries that may be the weights, for an error message."""
-    inner = content.items() if isinstance(content, Mapping) else ()
-    names = [str(name) for name, value in inner if isinstance(value, Mapping) and value]
-    return f"; its entries are {', '.join(names)}: give one as entry" if names else ""
+    return find_entry(content, str(path), entry, kind)
 
 
 def _unpickle(path: Path) -> Any:
@@ -78,7 +53,10 @@ def _unpickle(path: Path) -> Any:
             "ignore"
         )  # about a newer protocol, which either fails below or is harmless
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, so that of a large checkpoint only the chosen weights are read; files in the
+            # format before torch 1.6 cannot be.
+            mapped = zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except (OSError, RuntimeError):
             raise
         # On a file that is not a pickle, the unpickler may raise anything.

@@ -2,10 +2,15 @@
 
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from ddpm_sa.data.sources.source import Source, fingerprint_files
+from ddpm_sa.errors import UserError
 
 # Of a decoded image: about Pillow's limit of 89,478,485 pixels, as RGB.
 MAX_BYTES = 2**28
@@ -126,3 +131,24 @@ def check_bytes(shape: tuple[int, ...], dtype: np.dtype) -> None:
             f"would take {needed / 2**20:,.0f} MiB once decoded ({'x'.join(map(str, shape))}), "
             f"above the limit of {MAX_BYTES // 2**20}; crop or resize it"
         )
+
+
+def open_array(path: Path, with_labels: bool) -> Source:
+    """Open a .npy file of all images, (N, H, W) or (N, H, W, C)."""
+    try:
+        with path.open("rb") as file:
+            shape, _ = read_array_header(file)
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"data.source={path} cannot be read: {error}") from error
+    if len(shape) not in (3, 4) or shape[0] < 1:
+        raise UserError(f"data.source={path} has shape {shape}, not (N, H, W) or (N, H, W, C)")
+    if with_labels:
+        raise UserError(f"data.source={path} has no labels; set data.class_conditional false")
+
+    return Source(
+        length=shape[0],
+        open=lambda i: nullcontext(np.asarray(images[i])),
+        name=lambda i: f"image {i} of {path}",
+        identity=fingerprint_files([path]),
+    )

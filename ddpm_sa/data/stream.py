@@ -7,7 +7,6 @@ processes sees the same images, and a resumed run needs no saved state.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,7 +14,8 @@ import numpy as np
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.labels import check_num_classes
 from ddpm_sa.data.prepare import read_header, read_pixels
-from ddpm_sa.data.sources import Source, find_table, is_table, open_cell
+from ddpm_sa.data.sources.source import Source
+from ddpm_sa.data.sources.tables import Table, find_table, is_table, open_cell
 from ddpm_sa.data.value_range import check_range, full_range
 from ddpm_sa.errors import UserError
 
@@ -31,6 +31,7 @@ class Stream:
         length: Number of rows in an epoch.
         channels, dtype, value_range: Of the first image, and so of every image.
         classes: Names of the classes, or None without labels.
+        splits: The splits of the source, or None if it has none.
 
     Raises:
         ValueError: If there is no such table, or its length, classes or value range are unknown.
@@ -38,7 +39,8 @@ class Stream:
 
     def __init__(self, config: DataConfig, seed: int):
         self.config = config
-        self.table, self.column, self.length = _open_table(config, seed)
+        table, self.length = _open_table(config, seed)
+        self.table, self.column, self.splits = table.rows, table.column, table.splits
         self.rows: dict[int, dict[str, Any]] = {}
         self.epoch, self.next = -1, 0
         self.row_iterator: Iterator[dict[str, Any]] = iter(())
@@ -138,26 +140,21 @@ class Stream:
         return [*names, *map(str, range(len(names), count))]
 
 
-def _open_table(config: DataConfig, seed: int) -> tuple[Any, str, int]:
-    """Return the shuffled table, its column of images, and its number of rows."""
+def _open_table(config: DataConfig, seed: int) -> tuple[Table, int]:
+    """Return the shuffled table and its number of rows."""
     import datasets
-    import pyarrow.parquet
 
     if not is_table(config):
         raise UserError(
             f"data.source={config.source} is not a table: data.streaming is for .parquet files, "
-            "folders of them, and data sets of the Hub"
+            "folders of them, what save_to_disk wrote, and data sets of the Hub"
         )
-    table, column, files = find_table(config, streaming=True)
-    table = table.cast_column(column, datasets.Image(decode=False))
-    local = [Path(file) for file in files if Path(file).is_file()]
-    if files and len(local) == len(files):
-        length = sum(pyarrow.parquet.read_metadata(file).num_rows for file in local)
-    elif (info := (table.info.splits or {}).get(config.split)) and info.num_examples:
-        length = info.num_examples
-    else:
+    table = find_table(config, streaming=True)
+    if not table.length:
         raise UserError(
             f"the number of rows of data.source={config.source} is unknown; set data.streaming "
             "false to download it"
         )
-    return table.shuffle(seed=seed, buffer_size=config.shuffle_buffer), column, length
+    rows = table.rows.cast_column(table.column, datasets.Image(decode=False))
+    shuffled = rows.shuffle(seed=seed, buffer_size=config.shuffle_buffer)
+    return table._replace(rows=shuffled), table.length

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_sa.data.config import DataConfig
-from ddpm_sa.data.sources import Source
+from ddpm_sa.data.sources.source import Source
 from ddpm_sa.errors import UserError
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from ddpm_sa.errors import UserError
 
 VarianceType = Literal["fixed_small", "fixed_large"]
+# diffusers' names of the schedules below.
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 
 
 class _HasConfig(Protocol):
@@ -101,8 +103,8 @@ class NoiseSchedule:
             schedule = cls(start + (end - start) * gate)
         else:
             raise UserError(
-                f"beta_schedule={kind!r} is unknown; known are linear, scaled_linear, "
-                "squaredcos_cap_v2, sigmoid, or trained_betas"
+                f"beta_schedule={kind!r} is unknown; known are {', '.join(BETA_SCHEDULES)}, "
+                "or trained_betas"
             )
         if config.get("rescale_betas_zero_snr"):
             schedule = schedule.with_zero_terminal_snr()

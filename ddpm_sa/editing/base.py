@@ -1,10 +1,9 @@
 """The common base of the edits: noise levels, checked images, and denoising from a level."""
 
 import dataclasses
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +12,8 @@ from torch import Tensor
 from ddpm_sa.condition import Condition
 from ddpm_sa.errors import UserError
 from ddpm_sa.pipeline import STEP_NOISE, Pipeline
-from ddpm_sa.samplers.denoise import evaluating, scales
-from ddpm_sa.samplers.method import Method
+from ddpm_sa.samplers.denoise import evaluating, last_state, scales
+from ddpm_sa.samplers.method import Method, dry_run
 
 
 class Start(NamedTuple):
@@ -44,6 +43,15 @@ class Edits:
     def timesteps(self) -> int:
         """Of the training."""
         return self.pipeline.scheduler.config.num_train_timesteps
+
+    @property
+    def num_evaluations(self) -> int:
+        """Of the network by the method, from noise to images."""
+        return dry_run(self.method, self.pipeline.scheduler).steps
+
+    def progress(self, total: int) -> Any:
+        """The pipeline's progress bar, which `set_progress_bar_config` sets up."""
+        return self.pipeline.progress_bar(total=total)  # type: ignore[call-arg]
 
     def noise(self, purpose: str, indices: Sequence[int], step: int = 0) -> Tensor:
         return self.pipeline.noise(purpose, seed=self.seed, indices=indices, step=step)
@@ -127,9 +135,10 @@ class Edits:
     ) -> Tensor:
         """The images that x_t, or noise, leads to."""
         condition = self.condition_of(len(x), condition)
-        with evaluating(self.pipeline.unet):
-            (step,) = deque(self.pipeline.walk(x, noise, self.method, condition, start), maxlen=1)
-        return self.cropped(step.x_next)
+        walk = self.pipeline.walk(x, noise, self.method, condition, start)
+        with evaluating(self.pipeline.unet), self.progress(self.num_evaluations - start) as bar:
+            x = last_state(walk, bar.update, lambda _: None)
+        return self.cropped(x)
 
     def cropped(self, x: Tensor) -> Tensor:
         """Images of their own size, on the CPU."""

@@ -113,11 +113,13 @@ class Editor(Edits):
         Returns:
             (len(indices), count, C, H, W); fewer than count if there are fewer steps.
         """
-        steps = dry_run(self.method, self.pipeline.scheduler).steps
+        steps = self.num_evaluations
         wanted = {round(i * (steps - 1) / max(count - 1, 1)) for i in range(count)}
         kept, x = [], torch.empty(0)
-        with evaluating(self.pipeline.unet):
-            for step in self.pipeline.denoise(indices, self.method, self.seed, condition=condition):
+        walk = self.pipeline.denoise(indices, self.method, self.seed, condition=condition)
+        with evaluating(self.pipeline.unet), self.progress(steps) as bar:
+            for step in walk:
+                bar.update()
                 if step.number in wanted:
                     kept.append(self.cropped(step.x_0))
                 x = step.x_next
@@ -162,7 +164,8 @@ class Editor(Edits):
         who, x = range(len(x_0)), self.noise(INITIAL_NOISE, range(len(x_0)))
         condition = self.condition_of(len(x_0), condition)
         one_step = self.pipeline.stepper(self.method, condition)
-        with evaluating(self.pipeline.unet):
+        total = len(scheduler.timesteps) * repeats
+        with evaluating(self.pipeline.unet), self.progress(total) as bar:
             for number in range(len(scheduler.timesteps)):
                 (a, _), (a_next, s_next) = levels[number], levels[number + 1]
                 for again in range(repeats):
@@ -175,6 +178,7 @@ class Editor(Edits):
                     x = one_step(x, lambda _, noise=noise: noise, start=number).x_next
                     known = a_next * x_0 + s_next * self.noise(KNOWN_NOISE, who, moment)
                     x = torch.where(free, x, known)
+                    bar.update()
         return torch.where(free, x, x_0)[..., : images.shape[-2], : images.shape[-1]].cpu()
 
     def invert(self, images: Tensor, *, condition: Condition | None = None) -> Tensor:
@@ -191,7 +195,8 @@ class Editor(Edits):
         scheduler = self._ddim().make_scheduler(pipeline.scheduler)
         denoiser, a, s = pipeline.prediction, torch.ones(()), torch.zeros(())
         eps = None
-        with evaluating(pipeline.unet), torch.no_grad():
+        progress = self.progress(len(scheduler.timesteps))
+        with evaluating(pipeline.unet), torch.no_grad(), progress as bar:
             for number, t in reversed(list(enumerate(scheduler.timesteps))):
                 a_t, s_t = scales(scheduler, number, t)
                 if eps is None:  # no eps belongs to a clean image: that of the lowest level
@@ -199,6 +204,7 @@ class Editor(Edits):
                 x = a_t * (x - s * eps) / a + s_t * eps
                 a, s = a_t, s_t
                 eps = denoiser.eps(self.evaluated(x, t, condition), x, a, s)
+                bar.update()
         return x
 
     def reconstruct(self, x_T: Tensor, *, condition: Condition | None = None) -> Tensor:

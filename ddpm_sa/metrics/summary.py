@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddpm_sa.atomic_files import write_atomically
+from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.metrics.features import Extractor
 from ddpm_sa.metrics.moments import Moments
 

@@ -51,12 +51,14 @@ class AttentionSpec:
 
     Attributes:
         heads: Number of heads.
+        head_dim: Features of a head; None: channels / heads.
         norm_num_groups: Groups of the GroupNorm, or None for no norm.
         eps: Epsilon of the GroupNorm.
         output_scale: The sum with the residual is divided by this.
     """
 
     heads: int = 1
+    head_dim: int | None = None
     norm_num_groups: int | None = 32
     eps: float = 1e-6
     output_scale: float = 1.0
@@ -98,7 +100,8 @@ class PixelAttention(SelfAttention):
 
     Args:
         channels: Features of each pixel.
-        heads: Number of heads; divides channels.
+        heads: Number of heads.
+        head_dim: d, if it is not channels / heads: q, k and v then have heads · d features.
         norm_num_groups: Groups of the GroupNorm, or None for no norm.
         eps: Its epsilon.
         output_scale: The sum with the residual is divided by this.
@@ -107,7 +110,7 @@ class PixelAttention(SelfAttention):
         attend: The slot, see `Attend`.
 
     Raises:
-        ValueError: If heads does not divide channels.
+        ValueError: If heads does not divide channels and there is no head_dim.
     """
 
     multi_head = True
@@ -120,23 +123,25 @@ class PixelAttention(SelfAttention):
         channels: int,
         *,
         heads: int = 1,
+        head_dim: int | None = None,
         norm_num_groups: int | None = 32,
         eps: float = 1e-6,
         output_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if channels % heads:
+        if head_dim is None and channels % heads:
             raise UserError(f"{heads} heads do not divide {channels} channels")
+        width = channels if head_dim is None else heads * head_dim
         self.heads = heads
         self.output_scale = output_scale
         self.group_norm = (
-            None if norm_num_groups is None else nn.GroupNorm(norm_num_groups, channels, eps)
+            None if norm_num_groups is None else group_norm(norm_num_groups, channels, eps)
         )
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
+        self.to_q = nn.Linear(channels, width)
+        self.to_k = nn.Linear(channels, width)
+        self.to_v = nn.Linear(channels, width)
         # The list is diffusers': its second entry, a dropout of 0, has no parameters.
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_out = nn.ModuleList([nn.Linear(width, channels)])
         self.attend: Attend = scaled_dot_product
 
     @classmethod
@@ -144,6 +149,7 @@ class PixelAttention(SelfAttention):
         return cls(
             channels,
             heads=spec.heads,
+            head_dim=spec.head_dim,
             norm_num_groups=spec.norm_num_groups,
             eps=spec.eps,
             output_scale=spec.output_scale,
@@ -214,6 +220,17 @@ ATTENTION_KINDS: dict[str, type[SelfAttention]] = {
     "sagan": SAGANAttention,
 }
 """The values of `UNet`'s attention_kind."""
+
+
+def group_norm(groups: int, channels: int, eps: float) -> nn.GroupNorm:
+    """A GroupNorm of so many groups.
+
+    Raises:
+        UserError: If the groups do not divide the channels.
+    """
+    if groups < 1 or channels % groups:
+        raise UserError(f"{groups} groups of GroupNorm do not divide {channels} channels")
+    return nn.GroupNorm(groups, channels, eps)
 
 
 def divided(x: Tensor, scale: float) -> Tensor:

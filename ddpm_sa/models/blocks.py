@@ -1,25 +1,40 @@
 """The levels of the U-Net: residual blocks and attention in a row.
 
 A layer is a residual block and, where its level has attention, an attention block behind it.
-Attentions are registered before residual blocks because the order of the state dict is diffusers'.
+A class here is what diffusers calls a block type, and has its name, since tools look for it.
+Attentions are registered before residual blocks because the order of the state dict is diffusers';
+they are made in turn because the initial weights of a seed are diffusers' too.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_sa.models.attention import SelfAttention
-from ddpm_sa.models.resnet import Downsample, ResnetBlock, Upsample
+from ddpm_sa.models.resampling import Downsample, Upsample, double, halve
+from ddpm_sa.models.resnet import ResnetBlock, ResnetSpec
 
-MakeResnet = Callable[..., ResnetBlock]  # (in_channels, out_channels, resample=None)
-MakeAttention = Callable[[int], SelfAttention]  # (channels)
+MakeAttention = Callable[..., SelfAttention]  # (channels, groups=..., output_scale=...)
 Resampling = Literal["conv", "resnet"]
+Levels = tuple[Tensor, list[Tensor], Tensor]  # what a level on the way down returns
 
 
-class _Block(nn.Module):
-    """Layers that can be recomputed in the backward pass instead of stored."""
+class Block(nn.Module):
+    """Layers that can be recomputed in the backward pass instead of stored.
+
+    Attributes:
+        attends: Whether the block type has attention.
+        resampling: How the level ends; None leaves it to downsample_type or upsample_type.
+        activated: Whether the block takes the time embedding after the activation.
+        reusable: Whether `samplers.feature_cache` can run the block by its layers.
+    """
+
+    attends: ClassVar[bool] = False
+    resampling: ClassVar[Resampling | None] = None
+    activated: ClassVar[bool] = True
+    reusable: ClassVar[bool] = False
 
     attentions: nn.ModuleList
     resnets: nn.ModuleList
@@ -40,6 +55,20 @@ class _Block(nn.Module):
             return self._gradient_checkpointing_func(_Callable(run), x, temb)
         return run(x, temb)
 
+    def _make_layers(
+        self,
+        widths: Sequence[tuple[int, int]],
+        make_resnet: Callable[[int, int], nn.Module],
+        make_attention: Callable[[int], SelfAttention] | None,
+    ) -> None:
+        """Make and register the layers: (in, out) channels of each."""
+        self.attentions = nn.ModuleList()
+        self.resnets = nn.ModuleList()
+        for in_channels, out_channels in widths:
+            self.resnets.append(make_resnet(in_channels, out_channels))
+            if make_attention is not None:
+                self.attentions.append(make_attention(out_channels))
+
 
 class _Callable:
     """A function as an object: diffusers' checkpointing calls `module.__call__`, and calling that
@@ -52,17 +81,43 @@ class _Callable:
         return self.run(x, temb)
 
 
-class DownBlock(_Block):
+def down_widths(in_channels: int, out_channels: int, num_layers: int) -> list[tuple[int, int]]:
+    """(in, out) channels of each residual block on the way down."""
+    inputs = [in_channels] + [out_channels] * (num_layers - 1)
+    return [(channels, out_channels) for channels in inputs]
+
+
+def up_widths(
+    in_channels: int, skip_channels: int, out_channels: int, num_layers: int
+) -> list[tuple[int, int]]:
+    """(in, out) channels of each residual block on the way up, which takes a skip beside its input.
+
+    Args:
+        in_channels: Features of what comes from the level below.
+        skip_channels: Features of the level above, which the last skip has.
+        out_channels: Features of this level, which the other skips have.
+        num_layers: How many.
+    """
+    inputs = [in_channels] + [out_channels] * (num_layers - 1)
+    skips = [out_channels] * (num_layers - 1) + [skip_channels]
+    return [(x + skip, out_channels) for x, skip in zip(inputs, skips, strict=True)]
+
+
+class DownBlock2D(Block):
     """One level on the way down.
 
     Args:
         in_channels, out_channels: Features of each pixel before and after.
         num_layers: How many layers.
-        make_resnet, make_attention: Make one block; without make_attention there is none.
+        spec: What its residual blocks have in common.
+        make_attention: Makes one attention block, for a block type that has them.
         downsample: How the level ends: a convolution with stride 2, a residual block that halves,
             or not at all (the lowest level).
         downsample_padding: See `Downsample`.
     """
+
+    resampling = "conv"
+    reusable = True
 
     def __init__(
         self,
@@ -70,29 +125,35 @@ class DownBlock(_Block):
         out_channels: int,
         *,
         num_layers: int,
-        make_resnet: MakeResnet,
-        make_attention: MakeAttention | None,
+        spec: ResnetSpec,
+        make_attention: MakeAttention,
         downsample: Resampling | None,
         downsample_padding: int,
     ) -> None:
         super().__init__()
-        inputs = [in_channels] + [out_channels] * (num_layers - 1)
-        resnets = [make_resnet(channels, out_channels) for channels in inputs]
-        attentions = [make_attention(out_channels) for _ in inputs] if make_attention else []
-        self.attentions = nn.ModuleList(attentions)
-        self.resnets = nn.ModuleList(resnets)
+        self._make_layers(
+            down_widths(in_channels, out_channels, num_layers),
+            lambda before, after: ResnetBlock(before, after, spec),
+            make_attention if self.attends else None,
+        )
+        self.downsamplers = nn.ModuleList()
         if downsample == "conv":
-            self.downsamplers = nn.ModuleList(
-                [Downsample(out_channels, padding=downsample_padding)]
-            )
+            self.downsamplers.append(Downsample(out_channels, padding=downsample_padding))
         elif downsample == "resnet":
-            halving = make_resnet(out_channels, out_channels, resample="down")
-            self.downsamplers = nn.ModuleList([halving])
-        else:
-            self.downsamplers = nn.ModuleList()
+            self.downsamplers.append(ResnetBlock(out_channels, out_channels, spec, resample=halve))
 
-    def forward(self, x: Tensor, temb: Tensor) -> list[Tensor]:
-        """The output of each layer and then of the downsampling: the skips of this level."""
+    def forward(self, x: Tensor, temb: Tensor, image: Tensor) -> Levels:
+        """Run the level.
+
+        Args:
+            x: (B, C_in, H, W).
+            temb: The activated time embedding.
+            image: What skip blocks carry down beside x; it goes through as it is.
+
+        Returns:
+            What the next level gets; the skips of this level, the output of each layer and of the
+            downsampling; and the image.
+        """
         skips = []
         for index in range(len(self.resnets)):
             x = self._layer(index, x, temb)
@@ -100,19 +161,35 @@ class DownBlock(_Block):
         for downsample in self.downsamplers:
             x = downsample(x, temb)
             skips.append(x)
-        return skips
+        return x, skips, image
 
 
-class MidBlock(_Block):
+class AttnDownBlock2D(DownBlock2D):
+    """A level with attention behind each residual block."""
+
+    attends = True
+    resampling = None
+
+
+class ResnetDownsampleBlock2D(DownBlock2D):
+    """A level that a residual block halves."""
+
+    resampling = "resnet"
+
+
+class UNetMidBlock2D(Block):
     """Residual block, attention (if any), residual block, at the lowest resolution."""
 
     def __init__(
-        self, channels: int, *, make_resnet: MakeResnet, make_attention: MakeAttention | None
+        self, channels: int, *, spec: ResnetSpec, make_attention: MakeAttention | None
     ) -> None:
         super().__init__()
-        resnets = [make_resnet(channels, channels) for _ in range(2)]
-        self.attentions = nn.ModuleList([make_attention(channels)] if make_attention else [])
-        self.resnets = nn.ModuleList(resnets)
+        self._make_layers(
+            [(channels, channels)],
+            lambda before, after: ResnetBlock(before, after, spec),
+            make_attention,
+        )
+        self.resnets.append(ResnetBlock(channels, channels, spec))
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -120,17 +197,17 @@ class MidBlock(_Block):
         return self._checkpointed(self.resnets[1], x, temb)
 
 
-class UpBlock(_Block):
+class UpBlock2D(Block):
     """One level on the way up. Each layer takes a skip beside its input.
 
     Args:
-        in_channels: Features of what comes from the level below.
-        skip_channels: Features of the level above, which the last skip has.
-        out_channels: Features of this level, which the other skips have.
-        num_layers: How many layers.
-        make_resnet, make_attention: As in `DownBlock`.
+        in_channels, skip_channels, out_channels, num_layers: As in `up_widths`.
+        spec, make_attention: As in `DownBlock2D`.
         upsample: How the level ends; None at the highest.
     """
+
+    resampling = "conv"
+    reusable = True
 
     def __init__(
         self,
@@ -139,32 +216,51 @@ class UpBlock(_Block):
         out_channels: int,
         *,
         num_layers: int,
-        make_resnet: MakeResnet,
-        make_attention: MakeAttention | None,
+        spec: ResnetSpec,
+        make_attention: MakeAttention,
         upsample: Resampling | None,
     ) -> None:
         super().__init__()
-        inputs = [in_channels] + [out_channels] * (num_layers - 1)
-        skips = [out_channels] * (num_layers - 1) + [skip_channels]
-        resnets = [
-            make_resnet(channels + skip, out_channels)
-            for channels, skip in zip(inputs, skips, strict=True)
-        ]
-        attentions = [make_attention(out_channels) for _ in inputs] if make_attention else []
-        self.attentions = nn.ModuleList(attentions)
-        self.resnets = nn.ModuleList(resnets)
+        self._make_layers(
+            up_widths(in_channels, skip_channels, out_channels, num_layers),
+            lambda before, after: ResnetBlock(before, after, spec),
+            make_attention if self.attends else None,
+        )
+        self.upsamplers = nn.ModuleList()
         if upsample == "conv":
-            self.upsamplers = nn.ModuleList([Upsample(out_channels)])
+            self.upsamplers.append(Upsample(out_channels))
         elif upsample == "resnet":
-            doubling = make_resnet(out_channels, out_channels, resample="up")
-            self.upsamplers = nn.ModuleList([doubling])
-        else:
-            self.upsamplers = nn.ModuleList()
+            self.upsamplers.append(ResnetBlock(out_channels, out_channels, spec, resample=double))
 
-    def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
-        """x: (B, C_in, H, W); skips: one per layer, in the order of the way down."""
+    def forward(
+        self, x: Tensor, skips: list[Tensor], temb: Tensor, image: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the level.
+
+        Args:
+            x: (B, C_in, H, W).
+            skips: One for each layer, in the order of the way down.
+            temb: The activated time embedding.
+            image: What skip blocks add up on the way up; it goes through as it is.
+
+        Returns:
+            What the next level gets, and the image.
+        """
         for index, skip in enumerate(reversed(skips)):
             x = self._layer(index, torch.cat([x, skip], dim=1), temb)
         for upsample in self.upsamplers:
             x = upsample(x, temb)
-        return x
+        return x, image
+
+
+class AttnUpBlock2D(UpBlock2D):
+    """A level with attention behind each residual block."""
+
+    attends = True
+    resampling = None
+
+
+class ResnetUpsampleBlock2D(UpBlock2D):
+    """A level that a residual block doubles."""
+
+    resampling = "resnet"

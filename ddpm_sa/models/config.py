@@ -2,39 +2,18 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import UserError, require
+from ddpm_sa.files.json_files import Range, shown
 from ddpm_sa.models.attention import ATTENTION_KINDS
-from ddpm_sa.models.blocks import Resampling
+from ddpm_sa.models.block_types import blocks_by_level, check_flow
+from ddpm_sa.models.blocks import DownBlock2D, UpBlock2D
 from ddpm_sa.models.resnet import ACTIVATIONS
 
-
-class BlockType(NamedTuple):
-    """What the name of a block type stands for.
-
-    Attributes:
-        attention: Whether an attention block follows each residual block.
-        resample: How the level ends; None leaves it to downsample_type or upsample_type.
-    """
-
-    attention: bool
-    resample: Resampling | None
-
-
-DOWN_BLOCKS = {
-    "DownBlock2D": BlockType(attention=False, resample="conv"),
-    "AttnDownBlock2D": BlockType(attention=True, resample=None),
-    "ResnetDownsampleBlock2D": BlockType(attention=False, resample="resnet"),
-}
-UP_BLOCKS = {
-    "UpBlock2D": BlockType(attention=False, resample="conv"),
-    "AttnUpBlock2D": BlockType(attention=True, resample=None),
-    "ResnetUpsampleBlock2D": BlockType(attention=False, resample="resnet"),
-}
 # Every other argument with a fixed set of values, and those that are supported.
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "time_embedding_type": ("positional",),
+    "time_embedding_type": ("positional", "fourier", "learned"),
     "mid_block_type": ("UNetMidBlock2D", None),
     "downsample_type": ("conv", "resnet"),
     "upsample_type": ("conv", "resnet"),
@@ -42,19 +21,36 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "act_fn": tuple(ACTIVATIONS),
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "class_embed_type": (None, "timestep", "identity"),
+    "center_input_sample": (True, False),
+    "flip_sin_to_cos": (True, False),
+    "add_attention": (True, False),
 }
+# The numbers among the arguments. The upper limits are beyond any network that can be trained; a
+# larger value in a file of weights is a mistake, or meant to fill the memory.
+_COUNT = Range(low=1, high=2**16, whole=True)
+_COUNT_OR_NULL = Range(low=1, high=2**16, whole=True, optional=True)
+RANGES = {
+    "in_channels": _COUNT,
+    "out_channels": _COUNT,
+    "layers_per_block": Range(low=1, high=100, whole=True),
+    "norm_num_groups": _COUNT_OR_NULL,
+    "attn_norm_num_groups": _COUNT_OR_NULL,
+    "attention_head_dim": _COUNT_OR_NULL,
+    "num_attention_heads": _COUNT_OR_NULL,
+    "time_embedding_dim": _COUNT_OR_NULL,
+    "num_class_embeds": Range(low=1, high=10**7, whole=True, optional=True),
+    "num_train_timesteps": Range(low=1, high=10**6, whole=True, optional=True),
+    "freq_shift": Range(),
+    "mid_block_scale_factor": Range(low=0, high=1e6, inside=True),
+    "dropout": Range(low=0, high=1),
+    "norm_eps": Range(low=0, high=1),
+}
+MOST_LEVELS = 16
 
 
-def block_type(name: str, known: Mapping[str, BlockType]) -> BlockType:
-    """Look a name up; "UNetRes" before it, as in old repos, means nothing.
-
-    Raises:
-        ValueError: If the name is not known.
-    """
-    bare = name.removeprefix("UNetRes")
-    if bare not in known:
-        raise UserError(f"block type {name!r} is not built here; known are {', '.join(known)}")
-    return known[bare]
+def default_groups(channels: int) -> int:
+    """Groups of a GroupNorm where norm_num_groups is None, as in diffusers."""
+    return min(channels // 4, 32)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -64,14 +60,23 @@ def check_config(config: Mapping[str, Any]) -> None:
         config: All arguments of `UNet` by name.
 
     Raises:
-        ValueError: One line that names the argument, its value, the rule and a way out.
+        UserError: One line that names the argument, its value, the rule and a way out.
     """
     # Looked up at every call: a kind of attention may be added to the registry at any time.
     for name, values in {**CHOICES, "attention_kind": tuple(ATTENTION_KINDS)}.items():
         if config[name] not in values:
             known = ", ".join(map(repr, values))
-            raise UserError(f"{name}={config[name]!r} is not built here; known are {known}")
+            raise UserError(f"{name}={shown(config[name])} is not built here; known are {known}")
+    for name, numbers in RANGES.items():
+        numbers.check(name, config[name])
+    _check_sample_size(config["sample_size"])
+    require(
+        config["time_embedding_type"] != "learned" or config["num_train_timesteps"] is not None,
+        "time_embedding_type='learned' has one embedding for each timestep: num_train_timesteps="
+        "None must say how many",
+    )
     _check_levels(config)
+    check_flow(config)
     _check_groups(config)
     _check_attention(config)
 
@@ -90,26 +95,59 @@ def not_in_diffusers(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _check_sample_size(size: Any) -> None:
+    sides = size if isinstance(size, tuple | list) and len(size) == 2 else [size]
+    require(
+        size is None or all(map(_COUNT.holds, sides)),
+        f"sample_size={shown(size)} must be {_COUNT}, (height, width), or null",
+    )
+
+
 def _check_levels(config: Mapping[str, Any]) -> None:
     channels = config["block_out_channels"]
+    for name in ("block_out_channels", "down_block_types", "up_block_types"):
+        fits = isinstance(config[name], tuple | list) and 1 <= len(config[name]) <= MOST_LEVELS
+        require(fits, f"{name}={shown(config[name])} must be a list of 1 to {MOST_LEVELS} levels")
+    for level, count in enumerate(channels):
+        _COUNT.check(f"block_out_channels[{level}]", count)
+    # sinusoid divides by this difference.
+    if config["freq_shift"] == channels[0] // 2:
+        raise UserError(
+            f"freq_shift={config['freq_shift']} must not be half of block_out_channels[0]="
+            f"{channels[0]}"
+        )
     for name in ("down_block_types", "up_block_types"):
         if len(config[name]) != len(channels):
             raise UserError(
                 f"{name} names {len(config[name])} levels and block_out_channels={tuple(channels)} "
                 f"{len(channels)}; give one block type for each level"
             )
-    for name in config["down_block_types"]:
-        block_type(name, DOWN_BLOCKS)
-    for name in config["up_block_types"]:
-        block_type(name, UP_BLOCKS)
-    for name in ("in_channels", "out_channels", "layers_per_block"):
-        if config[name] < 1:
-            raise UserError(f"{name}={config[name]} must be 1 or more")
 
 
 def _check_groups(config: Mapping[str, Any]) -> None:
     groups, channels = config["norm_num_groups"], config["block_out_channels"]
-    for level, count in enumerate(channels):
+    plain = (DownBlock2D, UpBlock2D)
+    levels = [
+        level
+        for level, blocks in enumerate(zip(*blocks_by_level(config), strict=True))
+        if any(issubclass(block, plain) for block in blocks)
+    ]
+    if groups is None:
+        require(
+            not levels,
+            "norm_num_groups=None needs block types that have groups of their own, such as "
+            "SkipDownBlock2D and SkipUpBlock2D; give a number",
+        )
+        groups_of_level = {0: default_groups(channels[0])}
+        if config["mid_block_type"] is not None:
+            groups_of_level[len(channels) - 1] = default_groups(channels[-1])
+    else:
+        # The middle and the last convolution have the groups of plain blocks.
+        last = set() if config["mid_block_type"] is None else {len(channels) - 1}
+        groups_of_level = dict.fromkeys(sorted({0, *levels, *last}), groups)
+    for level, groups in groups_of_level.items():
+        count = channels[level]
+        require(groups >= 1, f"block_out_channels[{level}]={count} must be 4 or more")
         if count % groups:
             below, above = count // groups * groups, (count // groups + 1) * groups
             raise UserError(
@@ -130,18 +168,15 @@ def _check_attention(config: Mapping[str, Any]) -> None:
     heads = config["num_attention_heads"]
     kind = config["attention_kind"]
     multi_head = ATTENTION_KINDS[kind].multi_head
-    if heads is not None and (heads < 1 or not multi_head):
+    if heads is not None and not multi_head:
         raise UserError(
-            f"num_attention_heads={heads} must be 1 or more, and null for attention_kind={kind!r}"
-            + ("" if multi_head else ", which has one")
+            f"num_attention_heads={heads} must be null for attention_kind={kind!r}, which has one"
         )
     mid = config["add_attention"] and config["mid_block_type"] is not None
     levels = {
         level
-        for level, (down, up) in enumerate(
-            zip(config["down_block_types"], reversed(config["up_block_types"]), strict=True)
-        )
-        if block_type(down, DOWN_BLOCKS).attention or block_type(up, UP_BLOCKS).attention
+        for level, blocks in enumerate(zip(*blocks_by_level(config), strict=True))
+        if any(block.attends for block in blocks)
     } | ({len(channels) - 1} if mid else set())
     for level in sorted(levels):
         if heads is not None:
@@ -151,9 +186,9 @@ def _check_attention(config: Mapping[str, Any]) -> None:
                     f"{channels[level]}; use {math.gcd(channels[level], heads)}"
                 )
             continue
-        if multi_head and head_dim and channels[level] % head_dim:
+        if multi_head and head_dim and channels[level] < head_dim:
             raise UserError(
-                f"attention_head_dim={head_dim} does not divide block_out_channels[{level}]="
-                f"{channels[level]}; use {math.gcd(channels[level], head_dim)}, "
-                "or null for a single head"
+                f"attention_head_dim={head_dim} leaves block_out_channels[{level}]="
+                f"{channels[level]} without a head; use {channels[level]} or less, or null for a "
+                "single head"
             )

@@ -29,6 +29,29 @@ def sinusoid(t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -
     return F.pad(table, (0, dim % 2))
 
 
+class FourierProjection(nn.Module):
+    """[sin(2π f log t) | cos(2π f log t)] with fixed random frequencies f.
+
+    Tancik et al. 2020, as NCSN++ uses it for noise levels (Song et al. 2021, appendix H); the
+    operations and their order are diffusers'.
+
+    Args:
+        num_frequencies: Half the width of the result.
+        scale: Standard deviation of the frequencies.
+    """
+
+    def __init__(self, num_frequencies: int, scale: float = 16.0) -> None:
+        super().__init__()
+        torch.randn(num_frequencies)  # diffusers draws twice: the weights of a seed are its own
+        frequencies = torch.randn(num_frequencies) * scale
+        self.weight = nn.Parameter(frequencies, requires_grad=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t: noise levels, (B,), above 0 -> (B, 2 * num_frequencies)."""
+        angles = torch.log(t)[:, None] * self.weight[None, :] * 2 * math.pi
+        return torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
+
+
 class TimestepEmbedding(nn.Module):
     """Two linear layers around a SiLU: (B, in_channels) -> (B, out_channels)."""
 
@@ -39,3 +62,26 @@ class TimestepEmbedding(nn.Module):
 
     def forward(self, sinusoid: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(sinusoid)))
+
+
+def time_projection(
+    kind: str, channels: int, num_timesteps: int | None
+) -> tuple[nn.Module | None, int]:
+    """The layer between a timestep and its embedding, and its width; None for the sinusoid."""
+    if kind == "fourier":
+        return FourierProjection(channels), 2 * channels
+    if kind == "learned":
+        assert num_timesteps is not None  # check_config
+        return nn.Embedding(num_timesteps, channels), channels
+    return None, channels
+
+
+def class_embedding(
+    kind: str | None, num_classes: int | None, width: int, temb_channels: int
+) -> nn.Module | None:
+    """The layer whose output is added to the time embedding; None without classes."""
+    if kind == "timestep":
+        return TimestepEmbedding(width, temb_channels)
+    if kind == "identity":
+        return nn.Identity()
+    return None if num_classes is None else nn.Embedding(num_classes, temb_channels)

@@ -1,13 +1,13 @@
 """Loading a UNet from a folder or a hub repository, and turning it into a UNet2DModel.
 
-diffusers does the reading (shards, old attention names, the hub). What it only warns about is an
+diffusers does the reading (shards, old attention names). What it only warns about is an
 error here, since a network that lacks a weight samples noise.
 """
 
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +17,16 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.utils import logging
 
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import UserError, require
+from ddpm_sa.files.hub import HubOptions, local_folder
+from ddpm_sa.files.json_files import read_object
 from ddpm_sa.models.config import not_in_diffusers
 
+# What diffusers' EMAModel, as in its train_unconditional.py, adds to the configuration it saves.
+_OF_EMA_MODEL = {
+    *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup"),
+    *("inv_gamma", "power"),
+}
 # The errors of torch and diffusers for a missing or damaged file or repository.
 _UNREADABLE = (OSError, RuntimeError, ValueError)
 
@@ -35,6 +42,24 @@ def _quiet_diffusers() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
+def _find_config(folder: Path, places: Sequence[str]) -> Path:
+    """The first of the places in a folder that has a config.json."""
+    for place in places:
+        if (folder / place / "config.json").is_file():
+            return folder / place
+    subfolders = "".join(f" or in its {place}/" for place in places if place)
+    raise UserError(f"{folder} holds no network: there is no config.json in it{subfolders}")
+
+
+def _check_shards(path: Path) -> None:
+    """Refuse an index of shards that names other files than those beside it."""
+    shards = read_object(path).get("weight_map")
+    fits = isinstance(shards, dict) and all(
+        isinstance(shard, str) and (path.parent / shard).name == shard for shard in shards.values()
+    )
+    require(fits, f"{path}: weight_map must name a file of the same folder for each weight")
+
+
 class UNetFiles(ModelMixin, ConfigMixin):
     """The part of `UNet` that loads and converts."""
 
@@ -47,87 +72,98 @@ class UNetFiles(ModelMixin, ConfigMixin):
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
         revision: str | None = None,
-        token: str | None = None,
+        token: str | bool | None = None,
         local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
     ) -> Self:
         """Load a UNet2DModel that diffusers, or this package, has saved.
 
+        The files may come from anybody: only JSON and tensors are read, and no code is run.
+
         Args:
-            folder_or_repo: A folder, or the name of a repository on the hub.
+            folder_or_repo: A folder, or the name of a repository on the Hub.
             subfolder: Where in it config.json lies; where it is not there, the root is tried.
             torch_dtype: Cast the weights to this.
-            variant, revision, token, local_files_only: As in diffusers.
+            variant: Of the weights, such as "fp16": diffusion_pytorch_model.fp16.safetensors.
+            revision: A branch, a tag or a commit of the repository; None for its main branch.
+            token: An access token, for private and gated repositories; None for the one that
+                `hf auth login` stored, False for none.
+            local_files_only: Whether to open what was downloaded before and not ask the Hub.
+            cache_dir: Where downloads are kept; None for the Hub client's folder.
 
         Returns:
             The network, in eval mode.
 
         Raises:
             ValueError: If there is no such network, its configuration has arguments that are not
-                known here, or a weight is missing, not expected, or of another shape.
+                known here or cannot be used, or a weight is missing, not expected, or of another
+                shape.
         """
-        hub: dict[str, Any] = {
-            "revision": revision,
-            "token": token,
-            "local_files_only": local_files_only,
-        }
-        config, subfolder = cls._find_config(folder_or_repo, subfolder, hub)
-        known = inspect.signature(cls.__init__).parameters
-        unknown = [key for key in config if not key.startswith("_") and key not in known]
-        if unknown:
-            raise UserError(
-                f"{folder_or_repo}: config.json has {', '.join(unknown)}, which UNet does not know"
-            )
+        options = HubOptions(
+            revision=revision, token=token, local_files_only=local_files_only, cache_dir=cache_dir
+        )
+        places = [*dict.fromkeys([subfolder or "", ""])]
+        folder = local_folder(folder_or_repo, places, variant=variant, options=options)
+        place = _find_config(folder, places)
+        cls._check_before_loading(place)
         with _quiet_diffusers():
             try:
                 unet, report = super().from_pretrained(  # type: ignore[misc]
-                    folder_or_repo,
-                    subfolder=subfolder,
+                    place,
                     torch_dtype=torch_dtype,
                     variant=variant,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # they come back in the report
-                    **hub,
+                    local_files_only=True,
                 )
             except _UNREADABLE as error:
                 reason = str(error).splitlines()[0]
-                raise UserError(
-                    f"the weights of {folder_or_repo} cannot be read: {reason}"
-                ) from error
+                raise UserError(f"the weights in {place} cannot be read: {reason}") from error
         for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[fault]:
                 # A misshapen weight comes with its two shapes.
                 names = [name if isinstance(name, str) else name[0] for name in report[fault]]
                 raise UserError(
-                    f"{folder_or_repo}: {len(names)} {fault.replace('_keys', '')} weights, "
+                    f"{place}: {len(names)} {fault.replace('_keys', '')} weights, "
                     f"{names[0]} first; the file and config.json are not of the same network"
                 )
         return unet
 
     @classmethod
-    def _find_config(
-        cls, folder_or_repo: str | os.PathLike, subfolder: str | None, hub: dict[str, Any]
-    ) -> tuple[dict[str, Any], str | None]:
-        """config.json in the subfolder or else at the root, and which of them it was."""
-        folder, reason = Path(folder_or_repo), ""
-        for place in dict.fromkeys([subfolder, None]):
-            if folder.is_dir() and not (folder / (place or "") / "config.json").is_file():
-                continue
-            try:
-                config: Any = cls.load_config(folder_or_repo, subfolder=place, **hub)
-                return config, place
-            except _UNREADABLE as error:
-                reason = str(error).splitlines()[0]
-        if folder.exists():
-            if reason:
-                raise UserError(f"config.json of {folder} cannot be read: {reason}")
+    def read_config(cls, path: Path) -> dict[str, Any]:
+        """Read the arguments of the network from a config.json.
+
+        Raises:
+            ValueError: If it cannot be read, or has arguments that are not known here.
+        """
+        config = {key: v for key, v in read_object(path).items() if not key.startswith("_")}
+        config = {key: v for key, v in config.items() if key not in _OF_EMA_MODEL}
+        known = inspect.signature(cls.__init__).parameters
+        unknown = [key for key in config if key not in known]
+        require(not unknown, f"{path} has {', '.join(unknown)}, which UNet does not know")
+        return config
+
+    @classmethod
+    def _check_before_loading(cls, place: Path) -> None:
+        """Refuse what diffusers would allocate memory for, or end in a traceback about."""
+        path = place / "config.json"
+        config = cls.read_config(path)
+        try:
+            with torch.device("meta"):
+                unet = cls(**config)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        for index in place.glob("*.index*.json"):
+            _check_shards(index)
+        # One byte is the least that any number takes.
+        parameters = sum(parameter.numel() for parameter in unet.parameters())
+        files = [f for f in place.iterdir() if f.suffix in (".safetensors", ".bin")]
+        stored = sum(file.stat().st_size for file in files)
+        if files and stored < parameters:
             raise UserError(
-                f"{folder} holds no network: there is no config.json in it"
-                + (f" or in its {subfolder}/" if subfolder else "")
+                f"{path} describes a network of {parameters:,} parameters, and the files of "
+                f"weights beside it have {stored:,} bytes; they are not of the same network"
             )
-        raise UserError(
-            f"{folder_or_repo} is not a local folder, and no network was found on the Hugging "
-            f"Face Hub: {reason}"
-        )
 
     def to_diffusers(self) -> UNet2DModel:
         """A UNet2DModel that shares this network's tensors.

@@ -80,10 +80,11 @@ def block_types(
     sizes = [image_size // 2**level for level in range(num_levels)]
     absent = sorted(set(attention_resolutions) - set(sizes))
     if absent:
+        nearest = min(sizes, key=lambda size: abs(size - absent[0]))
         raise UserError(
             f"attention_resolutions={tuple(attention_resolutions)}: no level is {absent[0]} pixels "
             f"high; with images of {image_size} the {num_levels} levels are "
-            f"{', '.join(map(str, sizes))}"
+            f"{', '.join(map(str, sizes))}, of which {nearest} is the nearest"
         )
     attends = [size in attention_resolutions for size in sizes]
     down = tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends)
@@ -179,5 +180,7 @@ def preset(name: str) -> Preset:
         ValueError: If there is none.
     """
     if name not in PRESETS:
-        raise UserError(f"preset {name!r} is unknown; known are {', '.join(PRESETS)}")
+        raise UserError(
+            f"preset {name!r} is unknown; known are {', '.join(PRESETS)}, and auto for training"
+        )
     return PRESETS[name]

@@ -1,11 +1,12 @@
-"""The residual block, conditioned on the timestep, and down- and upsampling."""
+"""The residual blocks, conditioned on the timestep."""
 
-import torch
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from ddpm_sa.models.attention import divided
+from ddpm_sa.models.attention import divided, group_norm
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
@@ -16,53 +17,69 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class ResnetBlock(nn.Module):
-    """shortcut(x) + conv2(dropout(act(norm2(conv1(act(norm1(x))) + W temb)))).
+@dataclass(frozen=True, kw_only=True)
+class ResnetSpec:
+    """What all residual blocks of a level have in common.
 
-    Ho et al. 2020, appendix B. With scale_shift the embedding scales and shifts after norm2 instead
-    (Dhariwal & Nichol 2021, eq. 5). With resample, activations and shortcut are halved or doubled
-    before conv1. Parameters have the names and shapes of diffusers' `ResnetBlock2D`.
-
-    Args:
-        in_channels, out_channels: Features of each pixel before and after.
+    Attributes:
         temb_channels: Width of the time embedding.
-        groups: Groups of both GroupNorms; divides both channel counts.
+        groups: Groups of the GroupNorms, which divide the channels.
         eps: Their epsilon.
         act_fn: A key of `ACTIVATIONS`.
         dropout: Probability.
         scale_shift: Whether the embedding scales as well as shifts.
         output_scale: The sum with the shortcut is divided by this.
-        resample: "down" averages 2 x 2 pixels, "up" repeats each pixel 2 x 2 times; None: neither.
+    """
+
+    temb_channels: int
+    groups: int
+    eps: float
+    act_fn: str = "silu"
+    dropout: float = 0.0
+    scale_shift: bool = False
+    output_scale: float = 1.0
+
+
+class ResnetBlock(nn.Module):
+    """shortcut(x) + conv2(dropout(act(norm2(conv1(act(norm1(x))) + W temb)))).
+
+    Ho et al. 2020, appendix B. With scale_shift the embedding scales and shifts after norm2 instead
+    (Dhariwal & Nichol 2021, eq. 5). With resample, activations and shortcut are resampled before
+    conv1. Parameters have the names and shapes of diffusers' `ResnetBlock2D`.
+
+    Args:
+        in_channels, out_channels: Features of each pixel before and after.
+        spec: See `ResnetSpec`.
+        groups_out: Groups of norm2; spec.groups if None.
+        resample: Such as `resampling.halve`; None: the size stays.
+        project_shortcut: Whether the shortcut has a 1 x 1 convolution; None: where it must.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
+        spec: ResnetSpec,
         *,
-        temb_channels: int,
-        groups: int,
-        eps: float,
-        act_fn: str = "silu",
-        dropout: float = 0.0,
-        scale_shift: bool = False,
-        output_scale: float = 1.0,
-        resample: str | None = None,
+        groups_out: int | None = None,
+        resample: Callable[[Tensor], Tensor] | None = None,
+        project_shortcut: bool | None = None,
     ) -> None:
         super().__init__()
-        self.scale_shift = scale_shift
-        self.output_scale = output_scale
-        self.resample = {"down": halve, "up": double, None: None}[resample]
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps)
+        self.scale_shift = spec.scale_shift
+        self.output_scale = spec.output_scale
+        self.resample = resample
+        self.norm1 = group_norm(spec.groups, in_channels, spec.eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(temb_channels, out_channels * (2 if scale_shift else 1))
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps)
-        self.dropout = nn.Dropout(dropout)
+        shifts = out_channels * (2 if spec.scale_shift else 1)
+        self.time_emb_proj = nn.Linear(spec.temb_channels, shifts)
+        self.norm2 = group_norm(groups_out or spec.groups, out_channels, spec.eps)
+        self.dropout = nn.Dropout(spec.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nonlinearity = ACTIVATIONS[act_fn]()
-        self.conv_shortcut = (
-            None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-        )
+        self.nonlinearity = ACTIVATIONS[spec.act_fn]()
+        if project_shortcut is None:
+            project_shortcut = in_channels != out_channels
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if project_shortcut else None
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         """x: (B, C_in, H, W); temb: (B, temb_channels), already activated -> (B, C_out, H', W')."""
@@ -81,64 +98,53 @@ class ResnetBlock(nn.Module):
         return divided(shortcut + h, self.output_scale)
 
 
-class Downsample(nn.Module):
-    """A 3 x 3 convolution with stride 2: (B, C, H, W) -> (B, C, H/2, W/2).
+class AdaGroupNorm(nn.Module):
+    """(1 + scale) GroupNorm(x) + shift, with scale and shift linear in the time embedding.
 
     Args:
         channels: Features of each pixel.
-        padding: 1 pads all around, as diffusers does; 0 pads the bottom and the right alone, as
-            TensorFlow's "SAME" and so the paper does.
+        groups: Groups; divides channels.
+        spec: Gives the embedding's width and epsilon.
     """
 
-    def __init__(self, channels: int, *, padding: int = 1) -> None:
+    def __init__(self, channels: int, groups: int, spec: ResnetSpec) -> None:
         super().__init__()
-        self.padding = padding
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        group_norm(groups, channels, spec.eps)  # refuses what F.group_norm would only at a call
+        self.groups, self.eps = groups, spec.eps
+        self.linear = nn.Linear(spec.temb_channels, 2 * channels)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
+        scale, shift = self.linear(temb)[:, :, None, None].chunk(2, dim=1)
+        return F.group_norm(x, self.groups, eps=self.eps) * (1 + scale) + shift
 
 
-class Upsample(nn.Module):
-    """Each pixel becomes 2 x 2, then a 3 x 3 convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
+class AdaResnetBlock(nn.Module):
+    """shortcut(x) + conv2(dropout(act(norm2(conv1(act(norm1(x))))))), both norms adaptive.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        # Building the fused 4 x 4 kernel pays off only above about 500 pixels. On an H100 it was
-        # slower than resizing and convolving in bfloat16, and faster in float32.
-        few = x.shape[0] * x.shape[2] * x.shape[3] < 512
-        if few or (x.is_cuda and x.dtype != torch.float32):
-            return self.conv(double(x))
-        kernel = doubling_kernel(self.conv.weight)
-        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
-
-
-def doubling_kernel(weight: Tensor) -> Tensor:
-    """The kernel whose transposed convolution doubles the image and convolves it with `weight`.
-
-    Of the nine pixels that the 3 x 3 kernel sees after doubling, at most four differ. So conv(w,
-    double(x)) = conv_transpose(k, x) with stride 2, padding 1 and k = w (flipped) summed over each
-    2 x 2 window: four products per pixel instead of nine.
+    The residual block of Crowson's k-diffusion; parameters have the names and shapes of diffusers'
+    `ResnetBlockCondNorm2D`.
 
     Args:
-        weight: (C_out, C_in, 3, 3), of a convolution with padding 1.
-
-    Returns:
-        (C_in, C_out, 4, 4).
+        in_channels, out_channels: Features of each pixel before and after.
+        spec: See `ResnetSpec`; its groups are norm1's, scale_shift and output_scale do not apply.
+        groups_out: Groups of norm2.
     """
-    flipped = rearrange(weight.flip(2, 3), "o i h w -> i o h w")
-    rows = F.pad(flipped, (0, 0, 0, 1)) + F.pad(flipped, (0, 0, 1, 0))
-    return F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
 
+    def __init__(
+        self, in_channels: int, out_channels: int, spec: ResnetSpec, *, groups_out: int
+    ) -> None:
+        super().__init__()
+        self.norm1 = AdaGroupNorm(in_channels, spec.groups, spec)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = AdaGroupNorm(out_channels, groups_out, spec)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nonlinearity = ACTIVATIONS[spec.act_fn]()
+        same = in_channels == out_channels
+        self.conv_shortcut = None if same else nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
-def halve(x: Tensor) -> Tensor:
-    """Means of 2 x 2 pixels."""
-    return F.avg_pool2d(x, 2)
-
-
-def double(x: Tensor) -> Tensor:
-    """Each pixel repeated 2 x 2 times."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        """x: (B, C_in, H, W); temb: (B, temb_channels), not activated -> (B, C_out, H, W)."""
+        h = self.conv1(self.nonlinearity(self.norm1(x, temb)))
+        h = self.conv2(self.dropout(self.nonlinearity(self.norm2(h, temb))))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))

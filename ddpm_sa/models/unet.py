@@ -5,7 +5,7 @@ loads the other's weights; the computation is our own.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention import ATTENTION_KINDS, AttentionSpec, SelfAttention
-from ddpm_sa.models.blocks import DownBlock, MidBlock, Resampling, UpBlock
-from ddpm_sa.models.config import DOWN_BLOCKS, UP_BLOCKS, block_type, check_config
-from ddpm_sa.models.embedding import TimestepEmbedding, sinusoid
+from ddpm_sa.models.block_types import DOWN_BLOCKS, UP_BLOCKS, block_type
+from ddpm_sa.models.blocks import Resampling, UNetMidBlock2D
+from ddpm_sa.models.config import check_config, default_groups
+from ddpm_sa.models.embedding import TimestepEmbedding, class_embedding, sinusoid, time_projection
 from ddpm_sa.models.loading import UNetFiles
-from ddpm_sa.models.resnet import ACTIVATIONS, ResnetBlock
+from ddpm_sa.models.resnet import ACTIVATIONS, AdaResnetBlock, ResnetBlock, ResnetSpec
+from ddpm_sa.models.skip_blocks import SkipUpBlock2D
 
 
 @dataclass
@@ -71,7 +73,7 @@ class UNet(UNetFiles):
         dropout: float = 0.0,
         act_fn: str = "silu",
         attention_head_dim: int | None = 8,
-        norm_num_groups: int = 32,
+        norm_num_groups: int | None = 32,
         attn_norm_num_groups: int | None = None,
         norm_eps: float = 1e-5,
         resnet_time_scale_shift: str = "default",
@@ -85,11 +87,12 @@ class UNet(UNetFiles):
         super().__init__()
         check_config(self.config)
         channels = list(block_out_channels)
+        lowest = len(channels) - 1
         temb_channels = time_embedding_dim or 4 * channels[0]
-        make_resnet = functools.partial(
-            ResnetBlock,
+        spec = ResnetSpec(
             temb_channels=temb_channels,
-            groups=norm_num_groups,
+            # Without a number, block types have groups of their own.
+            groups=norm_num_groups or default_groups(channels[-1]),
             eps=norm_eps,
             act_fn=act_fn,
             dropout=dropout,
@@ -97,10 +100,12 @@ class UNet(UNetFiles):
         )
 
         def make_attention(
-            channels: int, groups: int | None = norm_num_groups, output_scale: float = 1.0
+            channels: int, groups: int | None = spec.groups, output_scale: float = 1.0
         ) -> SelfAttention:
+            head_dim = attention_head_dim or channels
+            own = {"heads": channels // head_dim, "head_dim": head_dim}
             spec = AttentionSpec(
-                heads=num_attention_heads or channels // (attention_head_dim or channels),
+                **(own if num_attention_heads is None else {"heads": num_attention_heads}),
                 norm_num_groups=groups,
                 eps=norm_eps,
                 output_scale=output_scale,
@@ -108,58 +113,64 @@ class UNet(UNetFiles):
             return ATTENTION_KINDS[attention_kind].build(channels, spec)
 
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(channels[0], temb_channels)
+        self.time_proj, width = time_projection(
+            time_embedding_type, channels[0], num_train_timesteps
+        )
+        self.time_embedding = TimestepEmbedding(width, temb_channels)
         self.activation = ACTIVATIONS[act_fn]()
-        self.class_embedding = _class_embedding(
-            class_embed_type, num_class_embeds, channels[0], temb_channels
+        self.class_embedding = class_embedding(
+            class_embed_type, num_class_embeds, width, temb_channels
         )
 
         self.down_blocks = nn.ModuleList()
         for level, name in enumerate(down_block_types):
-            kind, last = block_type(name, DOWN_BLOCKS), level == len(channels) - 1
+            kind = block_type(name, DOWN_BLOCKS)
             self.down_blocks.append(
-                DownBlock(
+                kind(
                     channels[max(level - 1, 0)],
                     channels[level],
                     num_layers=layers_per_block,
-                    make_resnet=make_resnet,
-                    make_attention=make_attention if kind.attention else None,
-                    downsample=None if last else kind.resample or downsample_type,
+                    spec=spec,
+                    make_attention=make_attention,
+                    downsample=None if level == lowest else kind.resampling or downsample_type,
                     downsample_padding=downsample_padding,
                 )
+            )
+
+        # Made before up_blocks and registered after them, as in diffusers: the weights of a seed
+        # and the order of the state dict are its own.
+        mid_block = None
+        if mid_block_type is not None:
+            groups = attn_norm_num_groups
+            if groups is None and resnet_time_scale_shift == "default":
+                groups = spec.groups
+            scaled = {"output_scale": mid_block_scale_factor}
+            make_mid_attention = functools.partial(make_attention, groups=groups, **scaled)
+            mid_block = UNetMidBlock2D(
+                channels[-1],
+                spec=replace(spec, **scaled),
+                make_attention=make_mid_attention if add_attention else None,
             )
 
         self.up_blocks = nn.ModuleList()
         upwards = channels[::-1]
         for level, name in enumerate(up_block_types):
-            kind, last = block_type(name, UP_BLOCKS), level == len(channels) - 1
+            kind = block_type(name, UP_BLOCKS)
             self.up_blocks.append(
-                UpBlock(
+                kind(
                     upwards[max(level - 1, 0)],
-                    upwards[min(level + 1, len(channels) - 1)],
+                    upwards[min(level + 1, lowest)],
                     upwards[level],
                     num_layers=layers_per_block + 1,
-                    make_resnet=make_resnet,
-                    make_attention=make_attention if kind.attention else None,
-                    upsample=None if last else kind.resample or upsample_type,
+                    spec=spec,
+                    make_attention=make_attention,
+                    upsample=None if level == lowest else kind.resampling or upsample_type,
                 )
             )
+        self.mid_block = mid_block
 
-        # After up_blocks, where diffusers registers it.
-        self.mid_block = None
-        if mid_block_type is not None:
-            groups = attn_norm_num_groups
-            if groups is None and resnet_time_scale_shift == "default":
-                groups = norm_num_groups
-            scaled = {"output_scale": mid_block_scale_factor}
-            make_mid_attention = functools.partial(make_attention, groups=groups, **scaled)
-            self.mid_block = MidBlock(
-                channels[-1],
-                make_resnet=functools.partial(make_resnet, **scaled),
-                make_attention=make_mid_attention if add_attention else None,
-            )
-
-        self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], norm_eps)
+        groups = norm_num_groups or default_groups(channels[0])
+        self.conv_norm_out = nn.GroupNorm(groups, channels[0], norm_eps)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
 
     def forward(
@@ -187,22 +198,32 @@ class UNet(UNetFiles):
         self._check_size(sample)
         if self.config["center_input_sample"]:
             sample = 2 * sample - 1
-        temb = self._embed(sample, timestep, class_labels)
+        t = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        temb = self._embed(t, class_labels)
+        activated = self.activation(temb)
 
-        x = self.conv_in(sample)
+        x, image = self.conv_in(sample), sample
         skips = [x]
         for block in self.down_blocks:
-            skips += block(skips[-1], temb)
-        x = skips[-1]
+            x, more, image = block(x, activated if block.activated else temb, image)
+            skips += more
         if self.mid_block is not None:
-            x = self.mid_block(x, temb)
+            x = self.mid_block(x, activated)
+        image = None
         for block in self.up_blocks:
-            # One skip per layer: layers_per_block of this level, and what the level began with.
-            count = self.config["layers_per_block"] + 1
-            x = block(x, skips[-count:], temb)
+            count = len(block.resnets)  # pyright: ignore[reportArgumentType]
+            x, image = block(x, skips[-count:], activated if block.activated else temb, image)
             skips = skips[:-count]  # not `del`, which torch 2.7 cannot compile
-        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        x = self.output(x)
+        if image is not None:
+            x = x + image
+        if self.config["time_embedding_type"] == "fourier":
+            x = x / t[:, None, None, None]  # what NCSN++ predicts is scaled by its noise level
         return UNetOutput(sample=x) if return_dict else (x,)
+
+    def output(self, x: Tensor) -> Tensor:
+        """The last norm and convolution: (B, C, H, W) -> (B, out_channels, H, W)."""
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
 
     def paper_init_(self) -> "UNet":
         """Initialise as the paper's code does, in place, from torch's global generator.
@@ -212,8 +233,9 @@ class UNet(UNetFiles):
         every block begins as the identity, and no gradient is exactly zero).
         """
         last: set[nn.Module | None] = {self.conv_out}
+        last |= {block.skip_conv for block in self.up_blocks if isinstance(block, SkipUpBlock2D)}
         for module in self.modules():
-            if isinstance(module, ResnetBlock):
+            if isinstance(module, ResnetBlock | AdaResnetBlock):
                 last.add(module.conv2)
             elif isinstance(module, SelfAttention):
                 last.add(module.last_projection)
@@ -238,33 +260,27 @@ class UNet(UNetFiles):
                 f"{len(self.down_blocks)} levels; pad it to multiples of {self.size_multiple}"
             )
 
-    def _embed(self, sample: Tensor, t: Tensor | float, class_labels: Tensor | None) -> Tensor:
-        """The activated time (and class) embedding, (B, temb_channels)."""
-        config, dtype = self.config, self.conv_in.weight.dtype
-        wave = functools.partial(
-            sinusoid,
-            dim=self.time_embedding.linear_1.in_features,
-            flip_sin_to_cos=config["flip_sin_to_cos"],
-            freq_shift=config["freq_shift"],
-        )
-        t = torch.as_tensor(t, device=sample.device)
-        temb = self.time_embedding(wave(t.expand(len(sample))).to(dtype))
+    def _embed(self, t: Tensor, class_labels: Tensor | None) -> Tensor:
+        """The time (and class) embedding before the activation: (B,) -> (B, temb_channels)."""
+        dtype = self.conv_in.weight.dtype
+        temb = self.time_embedding(self._project(t).to(dtype))
         if self.class_embedding is None:
             if class_labels is not None:
                 raise UserError("this network is unconditional: leave class_labels out")
-            return self.activation(temb)
+            return temb
         if class_labels is None:
             raise UserError("this network is class-conditional: give class_labels")
-        if config["class_embed_type"] == "timestep":
-            class_labels = wave(class_labels).to(dtype)
-        return self.activation(temb + self.class_embedding(class_labels).to(dtype))
+        if self.config["class_embed_type"] == "timestep":
+            class_labels = self._project(class_labels).to(dtype)
+        return temb + self.class_embedding(class_labels).to(dtype)
 
-
-def _class_embedding(
-    kind: str | None, num_classes: int | None, sinusoid_dim: int, temb_channels: int
-) -> nn.Module | None:
-    if kind == "timestep":
-        return TimestepEmbedding(sinusoid_dim, temb_channels)
-    if kind == "identity":
-        return nn.Identity()
-    return None if num_classes is None else nn.Embedding(num_classes, temb_channels)
+    def _project(self, t: Tensor) -> Tensor:
+        """Numbers as what a TimestepEmbedding takes: (B,) -> (B, width)."""
+        if self.time_proj is not None:
+            return self.time_proj(t)
+        return sinusoid(
+            t,
+            dim=self.time_embedding.linear_1.in_features,
+            flip_sin_to_cos=self.config["flip_sin_to_cos"],
+            freq_shift=self.config["freq_shift"],
+        )

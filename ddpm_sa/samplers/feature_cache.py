@@ -6,7 +6,7 @@ computed only at every n-th evaluation.
 
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from ddpm_sa.errors import UserError
@@ -57,13 +57,14 @@ class DeepReuse:
         unet = self.unet
         if unet.config["center_input_sample"]:
             sample = 2 * sample - 1
-        temb = unet._embed(sample, t, class_labels)
+        t = torch.as_tensor(t, device=sample.device).expand(len(sample))
+        temb = unet.activation(unet._embed(t, class_labels))
         skips = [unet.conv_in(sample)]
         first = unet.down_blocks[0]
         for index in range(len(first.resnets)):
             skips.append(first._layer(index, skips[-1], temb))
-        x = unet.up_blocks[-1](deep, skips, temb)
-        return UNetOutput(sample=unet.conv_out(F.silu(unet.conv_norm_out(x))))
+        x, _ = unet.up_blocks[-1](deep, skips, temb, None)
+        return UNetOutput(sample=unet.output(x))
 
 
 def check_interval(unet: Any, interval: int) -> None:
@@ -84,3 +85,8 @@ def check_interval(unet: Any, interval: int) -> None:
         raise UserError(f"cache_interval={interval} needs a network that is not compiled")
     if len(unet.down_blocks) < 2:
         raise UserError(f"cache_interval={interval} needs a network of two levels or more")
+    for block in (unet.down_blocks[0], unet.up_blocks[-1]):
+        if not block.reusable:
+            raise UserError(
+                f"cache_interval={interval} does not support networks of {type(block).__name__}"
+            )

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.errors import UserError
+from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.image_format import (
     ImageFormat,
     from_pil,
@@ -53,14 +53,12 @@ def prepare_folder(
         The indices whose files do not exist.
 
     Raises:
-        ValueError: If the folder is a file, or holds images made with other settings.
+        ValueError: If the folder holds images made with other settings.
     """
     images = {
         image_path(folder, index, image_format).name: {"index": index, "class_label": label}
         for index, label in class_labels.items()
     }
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir={folder} is a file")
     images = _read_recorded_images(folder, settings, images) | images
     folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": settings, "environment": environment, "images": images}

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from ddpm_sa import Pipeline
@@ -12,7 +13,7 @@ from ddpm_sa.samplers.feature_cache import check_interval
 from ddpm_sa.samplers.method import Method, dry_run
 from ddpm_sa.samplers.schedulers import Option
 from ddpm_sa.settings.ranges import Count, Fraction, Index, NonNegative, Range, check_ranges
-from sampling.common.model_loading import open_model, weights_hash
+from sampling.common.model_loading import ModelSettings, weights_hash
 
 Width = Annotated[float, Range(above=0, infinite=True)]
 
@@ -32,7 +33,8 @@ class GuidanceSettings:
             in pixels of the layer, infinite by default.
         layers: Names of the attention layers that pag, seg or sag use; by default the middle one.
         null_class: The class that means "no label", if images.json does not define it.
-        model: The weaker model for auto, such as an earlier checkpoint of the same run.
+        model: The weaker model for auto, such as an earlier checkpoint of the same run; opened
+            with the same weights (ema or raw) and dtype as the model.
     """
 
     kind: Literal["none", "cfg", "pag", "sag", "seg", "auto"] = "none"
@@ -58,8 +60,8 @@ class GuidanceSettings:
             if self.kind not in kinds
         }
 
-    def guide(self, pipeline: Pipeline) -> Guidance | None:
-        """Build the guidance for this pipeline, or None."""
+    def guide(self, pipeline: Pipeline, weaker: Pipeline | None) -> Guidance | None:
+        """Build the guidance for this pipeline, or None; `weaker` is the opened `model`."""
         if self.kind == "none":
             return None
         return pipeline.guidance(
@@ -70,7 +72,7 @@ class GuidanceSettings:
             sigma=self.sigma,
             layers=self.layers,
             null_class=self.null_class,
-            weaker=open_model(self.model) if self.model else None,
+            weaker=weaker,
         )
 
     def _interval(self) -> tuple[float, float] | None:
@@ -83,8 +85,8 @@ class GuidanceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerSettings:
-    """Command-line settings of the sampler.
+class SamplerSettings(ModelSettings):
+    """Command-line settings of the sampler, and of the models that it evaluates.
 
     Attributes:
         steps: Number of steps, at most the number of training timesteps.
@@ -103,6 +105,20 @@ class SamplerSettings:
     guidance: GuidanceSettings = field(default_factory=GuidanceSettings)
     cache_interval: Count = 1
 
+    @cached_property
+    def weaker(self) -> Pipeline | None:
+        """The weaker model of guidance, with the weights and precision that the model has.
+
+        Raises:
+            ValueError: If there is no such model, or it has no such weights.
+        """
+        if self.guidance.model is None:
+            return None
+        try:
+            return self.open(self.guidance.model)
+        except UserError as error:
+            raise UserError(f"guidance.model={self.guidance.model}: {error}") from error
+
     def method(self, pipeline: Pipeline) -> Method:
         """Build the sampling method, and try it on one pixel.
 
@@ -113,7 +129,7 @@ class SamplerSettings:
             steps=self.steps,
             scheduler=self.scheduler,
             scheduler_options=self.scheduler_options,
-            guide=self.guidance.guide(pipeline),
+            guide=self.guidance.guide(pipeline, self.weaker),
             cache_interval=self.cache_interval,
         )
         check_interval(pipeline.unet, self.cache_interval)
@@ -124,9 +140,8 @@ class SamplerSettings:
     def record(self) -> dict[str, Any]:
         """The settings as samples.json records them."""
         guidance = None if self.guidance.kind == "none" else asdict(self.guidance)
-        if guidance and self.guidance.model:
-            weaker = open_model(self.guidance.model)
-            guidance["weights_sha256"] = weights_hash(weaker)
+        if guidance and self.weaker is not None:
+            guidance["weights_sha256"] = weights_hash(self.weaker)
         return {
             "scheduler": self.scheduler,
             "scheduler_options": self.scheduler_options,

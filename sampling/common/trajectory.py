@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ddpm_sa import Pipeline, measure_attention, record_attention
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.condition import Condition
 from ddpm_sa.errors import UserError
-from ddpm_sa.samplers.denoise import Step
+from ddpm_sa.files.atomic_files import write_atomically
+from ddpm_sa.samplers.denoise import Guide, Step
 from ddpm_sa.samplers.method import Method, dry_run
+from ddpm_sa.samplers.schedulers import Options
 
 MEASURES = ("entropy", "distance", "local_share", "overlap")
 Array = NDArray[np.float32]
@@ -28,12 +29,19 @@ class SampleSpec:
     index: int = 0
     steps: int = 50
     scheduler: str = "ddim"
+    scheduler_options: Options = dataclasses.field(default_factory=dict)
+    guide: Guide | None = None
     class_label: int | str | None = None
 
     @property
     def method(self) -> Method:
         """The sampling method for `ddpm_sa.Pipeline`."""
-        return Method(steps=self.steps, scheduler=self.scheduler)
+        return Method(
+            steps=self.steps,
+            scheduler=self.scheduler,
+            scheduler_options=self.scheduler_options,
+            guide=self.guide,
+        )
 
     def count_evaluations(self, pipeline: Pipeline) -> int:
         """Count the evaluations of the network.
@@ -136,6 +144,10 @@ def record_trajectory(
 ) -> AttentionTrajectory:
     """Sample an image, recording the maps of its queries and the measures of all pixels.
 
+    A guide evaluates a network twice in a step. What is recorded is the strong evaluation: that of
+    the model itself, on x_t, with its label and its own attention. The weak evaluation, or the
+    weaker model, is not recorded; the images x_t and x_0 are those of the guided sampler.
+
     Args:
         pipeline: The model.
         spec: The image to sample.
@@ -152,15 +164,21 @@ def record_trajectory(
     ):
         for step in spec.denoise(pipeline):
             steps.append(step)
+            for evaluations in (*maps.values(), *measures.values()):
+                del evaluations[len(steps) :]  # the strong evaluation comes first
             progress()
     height = steps[0].x_t.shape[-2]
     return AttentionTrajectory(
         **vars(Trajectory.from_steps(steps)),
         queries=np.array(queries),
-        maps={layer: torch.cat(recorded).numpy() for layer, recorded in maps.items()},
+        # Of a batch of both evaluations, the first image is the strong one's.
+        maps={
+            layer: torch.cat([each[:1] for each in recorded]).numpy()
+            for layer, recorded in maps.items()
+        },
         measures={
             layer: {
-                name: torch.cat([getattr(each, name) for each in recorded]).numpy()
+                name: torch.cat([getattr(each, name)[:1] for each in recorded]).numpy()
                 for name in MEASURES
             }
             for layer, recorded in measures.items()

@@ -19,6 +19,7 @@ from ddpm_sa.diffusion.loss_by_timestep import Buckets
 from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.gaussian_baseline import least_loss
 from ddpm_sa.metrics.moments import Moments
+from ddpm_sa.progress import ProgressBar
 from ddpm_sa.randomness import standard_normal, stream
 from ddpm_sa.samplers.denoise import evaluating
 from sampling.evaluation.image_sets import process_batches
@@ -61,15 +62,15 @@ def evaluate_likelihood(
     images = images.pad_to(*pipeline.padded_size)
     parts: list[tuple[int, Bound]] = []
     total = len(batches) * len(schedule)
-    pipeline.set_progress_bar_config(
-        desc=f"likelihood {name}", unit="step", disable=not state.is_main_process
+    progress = ProgressBar(
+        f"likelihood {name}", "evaluation", total=total, shown=state.is_main_process
     )
-    with evaluating(pipeline.unet), pipeline.progress_bar(total=total) as bar:  # type: ignore[call-arg]
+    with evaluating(pipeline.unet), progress:
         for batch in batches:
             x_0, condition = _load_batch(images, np.arange(batch.start, batch.stop), pipeline)
 
             def noise_at(t: int, batch: range = batch, x_0: Tensor = x_0) -> Tensor:
-                bar.update()
+                progress.update()
                 noise = standard_normal(x_0.shape[1:], seed, LIKELIHOOD_NOISE, batch, t)
                 return noise.to(x_0.device)
 

@@ -8,12 +8,12 @@ import numpy as np
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ddpm_sa import Pipeline
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import ImageFormat, from_tensor, to_tensor
+from ddpm_sa.progress import ProgressBar, show_progress
 from ddpm_sa.samplers.method import Method
 from sampling.common.image_files import read_images
 from sampling.common.sample_folder import GRID
@@ -61,9 +61,7 @@ def sample_model(
     mine = [index for batch in process_batches(count, batch_size, state) for index in batch]
 
     def batches() -> Batches:
-        pipeline.set_progress_bar_config(
-            desc=f"sampling {name}", unit="step", disable=not state.is_main_process
-        )
+        show_progress(pipeline, f"sampling {name}", shown=state.is_main_process)
         for indices, images in pipeline.batches(mine, method, seed, batch_size) if mine else ():
             values = from_tensor(images, pipeline.image_format)
             yield indices, to_tensor(values, pipeline.image_format.value_range)
@@ -96,9 +94,14 @@ def read_dataset(name: str, images: Images, batch_size: int, state: PartialState
 
 
 def _with_progress(batches: list[range], name: str, state: PartialState) -> Iterable[range]:
-    """Add a progress bar, on the main process and in a terminal, if it takes seconds."""
-    off = None if state.is_main_process else True
-    return tqdm(batches, f"measuring {name}", unit="batch", delay=2, leave=False, disable=off)
+    """Show the progress, on the main process, if it takes seconds."""
+    main = state.is_main_process
+    with ProgressBar(
+        f"measuring {name}", "batch", total=len(batches), shown=main, delay=2
+    ) as shown:
+        for batch in batches:
+            yield batch
+            shown.update()
 
 
 def list_image_files(folder: str) -> list[Path]:

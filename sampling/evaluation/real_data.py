@@ -21,7 +21,7 @@ def open_real_images(
     *,
     data: str | None,
     fit: Literal["crop", "pad", "stretch"],
-    split: str,
+    split: str | None,
     validation: float | str | None,
     need_labels: bool,
     need_held_out: bool,
@@ -33,7 +33,8 @@ def open_real_images(
         folders: Folders of images; without a model, the first one gives the format.
         data: The data source; None reads it from the config.yaml of the first model's run.
         fit: How images of another size are fitted, as in training.
-        split: Of a dataset on the Hugging Face Hub, or of a folder of .parquet files.
+        split: Of a folder, or of a dataset on the Hugging Face Hub; None takes that of the run, or
+            train.
         validation: The held-out images; None reads them from the same config.yaml.
         need_labels: Whether class-conditional models will be given the labels.
         need_held_out: Whether held-out images are required.
@@ -54,7 +55,7 @@ def open_real_images(
             raise UserError(
                 "data is not given, and the model is not part of a run folder; give --data"
             )
-        config = DataConfig(source=data, fit=fit, split=split)
+        config = DataConfig(source=data, fit=fit)
     if formats:
         first = next(iter(formats.values()))
         channels, size, value_range = first.channels, first.size, first.value_range
@@ -67,6 +68,7 @@ def open_real_images(
             size=f"{size[0]}x{size[1]}",
             channels=channels,
             value_range=value_range,
+            split=split or config.split,
             validation=validation or config.validation,
             class_conditional=labelled,
             labels=config.labels if labelled else None,

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.cli import command_line
 from ddpm_sa.data.dataset import Images
+from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.metrics.features import Extractor
 from ddpm_sa.metrics.nearest_neighbours import NEIGHBOURS
 from sampling.evaluation.held_out_loss import Diagnostics
@@ -75,14 +75,19 @@ def find_warnings(real: Reference, results: Sequence[Scores]) -> list[str]:
     ]
 
 
-def warn_if_not_held_out(models: Sequence[str], validation: float | str | None) -> list[str]:
+def warn_if_not_held_out(
+    models: Sequence[str], validation: float | str | None, held_out: Images
+) -> list[str]:
     """Warn about models that were trained on what this evaluation holds out."""
     runs = {name: read_run_data_config(name) for name in models}
+    split = held_out.splits.taken if held_out.splits else None
     return [
         f"{name} was trained with data.validation={run.validation}: it may have seen the images "
         "that are held out here"
         for name, run in runs.items()
         if run is not None and validation not in (None, run.validation)
+        # A split other than the one that was trained on was not seen.
+        if validation != split or validation == run.split
     ]
 
 

@@ -7,8 +7,8 @@ from einops import rearrange
 from PIL import Image
 
 from ddpm_sa import Pipeline
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.editing.editor import Editor
+from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.samplers.method import Method
 

@@ -6,7 +6,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ddpm_sa.atomic_files import write_atomically
+from ddpm_sa.files.atomic_files import write_atomically
 from sampling.common.trajectory import AttentionTrajectory, Trajectory
 from sampling.figures.panels import (
     DOTS,

@@ -12,7 +12,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from ddpm_sa.atomic_files import write_atomically
+from ddpm_sa.files.atomic_files import write_atomically
 from sampling.common.trajectory import Array
 
 # Perceptually uniform: it reads in grey print, and the colour-blind can tell its hues apart.

@@ -1,5 +1,6 @@
 """Every kind of input that docs/training.md says was tried, tried."""
 
+import json
 import re
 import struct
 import subprocess
@@ -9,8 +10,10 @@ import zlib
 from io import BytesIO
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import tifffile
@@ -188,6 +191,53 @@ def wide(folder: Path) -> Made:
     return image[:, 2:10]
 
 
+def saved(folder: Path, *splits: str) -> Made:
+    """What save_to_disk writes: a Dataset, or a DatasetDict of splits."""
+    features = datasets.Features(image=datasets.Image())
+    images = {"image": [Image.fromarray(RGB)] * 3}
+    rows = datasets.Dataset.from_dict(images, features=features)
+    whole = datasets.DatasetDict(dict.fromkeys(splits, rows)) if splits else rows
+    whole.save_to_disk(str(folder))
+    return RGB
+
+
+def train_and_test(folder: Path) -> Made:
+    for name in ("train", "test"):
+        (folder / name).mkdir()
+        picture(folder / name, RGB)
+    return RGB
+
+
+def described(folder: Path, suffix: str, *names: str) -> Made:
+    rows = pa.table({"file_name": names, "label": ["a"] * len(names)})
+    if suffix == "parquet":
+        pq.write_table(rows, folder / "metadata.parquet")
+    elif suffix == "csv":
+        pyarrow.csv.write_csv(rows, folder / "metadata.csv")
+    else:
+        lines = [json.dumps(row) for row in rows.to_pylist()]
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return picture(folder, RGB)
+
+
+def linked(folder: Path, source: str = "images") -> Made:
+    (folder / "pool").mkdir()
+    (folder / source).symlink_to(folder / "pool")
+    return picture(folder / "pool", RGB)
+
+
+def looped(folder: Path) -> Made:
+    (folder / "images").mkdir()
+    (folder / "images" / "loop").symlink_to(folder / "images")
+    linked(folder, "images/link")
+    return RGB
+
+
+def broken(folder: Path) -> Made:
+    (folder / "0.png").symlink_to(folder / "nowhere.png")
+    return None
+
+
 INPUTS = {
     "grey PNG, 8 bits": lambda f: picture(f, RGB[..., 0]),
     "RGB PNG, 8 bits": lambda f: picture(f, RGB),
@@ -221,6 +271,16 @@ INPUTS = {
     "one .npy of all images": stack,
     "parquet of PNG bytes": lambda f: parquet(f / "images.parquet"),
     "folder of parquet files": parquet_folder,
+    "data set of save_to_disk": saved,
+    "splits of save_to_disk": lambda f: saved(f, "train", "test"),
+    "folders train and test": train_and_test,
+    "images with metadata.jsonl": lambda f: described(f, "jsonl", "0.png"),
+    "images with metadata.csv": lambda f: described(f, "csv", "0.png"),
+    "images with metadata.parquet": lambda f: described(f, "parquet", "0.png"),
+    "metadata of a missing image": lambda f: described(f, "jsonl", "0.png", "1.png"),
+    "link to a folder": linked,
+    "folder of links, with a loop": looped,
+    "broken link": broken,
     "parquet, streamed": lambda f: parquet(f / "images.parquet"),
     "folder of images, streamed": lambda f: picture(f, RGB),
     "grey and RGB mixed": lambda f: mixed(f, RGB[..., 0]),
@@ -241,6 +301,8 @@ FILES = {
     "one .npy of all images": "0.npy",
     "parquet of PNG bytes": "images.parquet",
     "parquet, streamed": "images.parquet",
+    "link to a folder": "images",
+    "folder of links, with a loop": "images",
 }
 
 

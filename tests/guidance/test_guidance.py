@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -311,3 +312,43 @@ def test_networks_without_slots_are_refused_in_words():
         make().guidance("auto", weaker=other)
     with pytest.raises(ValueError, match="predicts 'epsilon', the model 'v_prediction'"):
         make().guidance("auto", weaker=make("epsilon"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": (8, 16)}, r"images with size=\(8, 16\), the model \(8, 8\)"),
+        ({"bit_depth": 16}, "images with bit_depth=16, the model 8"),
+        ({"value_range": (0, 100)}, r"images with value_range=\(0, 100\), the model \(0, 255\)"),
+        ({"labels": ("b", "a")}, r"images with labels=\('b', 'a'\), the model \('a', 'b'\)"),
+    ],
+    ids=str,
+)
+def test_a_weaker_model_of_other_images_is_refused(change, message):
+    pipeline, weaker = make(), make()
+    weaker.image_format = dataclasses.replace(weaker.image_format, **change)
+    with pytest.raises(ValueError, match=message):
+        pipeline.guidance("auto", weaker=weaker)
+
+
+def test_a_weaker_model_goes_to_the_device_of_the_model():
+    pipeline, weaker = make(), make()
+    pipeline.unet.to("meta")
+    pipeline.guidance("auto", weaker=weaker)
+    assert {parameter.device.type for parameter in weaker.unet.parameters()} == {"meta"}
+
+
+def test_a_weaker_model_without_names_of_its_classes_is_accepted():
+    pipeline, weaker = make(), make()
+    weaker.image_format = dataclasses.replace(weaker.image_format, labels=None)
+    pipeline.guidance("auto", weaker=weaker)
+
+
+def test_a_weaker_model_of_another_noise_schedule_is_refused():
+    """Its t would be another amount of noise, in silence."""
+    pipeline = make()
+    for change in ({"beta_end": 0.03}, {"num_train_timesteps": 500}):
+        weaker = make()
+        weaker.scheduler = DDPMScheduler(prediction_type="v_prediction", **change)
+        with pytest.raises(ValueError, match="trained with another noise schedule"):
+            pipeline.guidance("auto", weaker=weaker)

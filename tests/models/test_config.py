@@ -46,18 +46,63 @@ def test_arguments_and_defaults_are_diffusers_and_more() -> None:
             r"block_out_channels\[-1\]=16.*attn_norm_num_groups=6; use 2",
         ),
         (
-            {"attention_head_dim": 12},
-            r"attention_head_dim=12 .* block_out_channels\[1\]=16; use 4, or null for a single",
+            {"attention_head_dim": 17},
+            r"attention_head_dim=17 .*block_out_channels\[1\]=16 without a head; use 16 or less",
         ),
         (
             {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")},
             r"'CrossAttnDownBlock2D'.*AttnDownBlock2D, Res",
         ),
         (
-            {"up_block_types": ("AttnUpBlock2D", "SkipUpBlock2D")},
-            r"'SkipUpBlock2D'.*UpBlock2D, Attn",
+            {"up_block_types": ("AttnUpBlock2D", "UpDecoderBlock2D")},
+            r"'UpDecoderBlock2D'.*UpBlock2D, Attn",
         ),
-        ({"time_embedding_type": "fourier"}, r"time_embedding_type='fourier'.*'positional'"),
+        (
+            {"up_block_types": ("SkipUpBlock2D", "UpBlock2D")},
+            r"image of SkipUpBlock2D ends at level 1 .*must be skip blocks too",
+        ),
+        (
+            {
+                "block_out_channels": (8, 8, 8),
+                "down_block_types": ("DownBlock2D", "SkipDownBlock2D", "DownBlock2D"),
+                "up_block_types": ("UpBlock2D",) * 3,
+            },
+            r"only skip blocks halve the image, so the block types before one must be skip blocks",
+        ),
+        (
+            {"down_block_types": ("KDownBlock2D", "DownBlock2D"), "block_out_channels": (32, 32)},
+            r"AttnUpBlock2D at level 1 does not fit .*K blocks go with K blocks",
+        ),
+        (
+            {
+                "down_block_types": ("SkipDownBlock2D", "DownBlock2D"),
+                "in_channels": 1,
+            },
+            r"in_channels=1 must be 3 for skip blocks",
+        ),
+        (
+            {
+                "up_block_types": ("SkipUpBlock2D", "SkipUpBlock2D"),
+                "out_channels": 6,
+            },
+            r"out_channels=6 must be 3 for skip blocks",
+        ),
+        (
+            {
+                "down_block_types": ("DownBlock2D", "AttnSkipDownBlock2D"),
+                "up_block_types": ("UpBlock2D", "UpBlock2D"),
+            },
+            r"32 groups of GroupNorm do not divide 16 channels",
+        ),
+        (
+            {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBlock2D",) * 2},
+            r"0 groups of GroupNorm do not divide 8 channels",
+        ),
+        ({"norm_num_groups": None}, r"norm_num_groups=None needs block types .*give a number"),
+        ({"norm_num_groups": 0}, r"norm_num_groups=0"),
+        ({"attention_head_dim": 0}, r"attention_head_dim=0 must be a whole number from 1"),
+        ({"time_embedding_type": "sine"}, r"time_embedding_type='sine'.*'positional'"),
+        ({"time_embedding_type": "learned"}, r"num_train_timesteps=None must say how many"),
         (
             {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
             r"mid_block_type=.*'UNetMidBlock2D', None",
@@ -72,10 +117,10 @@ def test_arguments_and_defaults_are_diffusers_and_more() -> None:
         ),
         ({"class_embed_type": "projection"}, r"class_embed_type='projection'.*'timestep'"),
         ({"attention_kind": "linear"}, r"attention_kind='linear'.*'pixel', 'sagan'"),
-        ({"layers_per_block": 0}, r"layers_per_block=0 must be 1 or more"),
-        ({"in_channels": 0}, r"in_channels=0 must be 1 or more"),
+        ({"layers_per_block": 0}, r"layers_per_block=0 must be a whole number from 1 to 100"),
+        ({"in_channels": 0}, r"in_channels=0 must be a whole number from 1 to"),
         ({"num_attention_heads": 3}, r"num_attention_heads=3 does not divide .*use 1"),
-        ({"num_attention_heads": 0}, r"num_attention_heads=0 must be 1 or more"),
+        ({"num_attention_heads": 0}, r"num_attention_heads=0 must be a whole number from 1 to"),
         ({"num_attention_heads": 2, "attention_kind": "sagan"}, r"'sagan', which has one"),
         ({"attention_kind": "sagan", "block_out_channels": (8, 12)}, r"divisible by 8, not 12"),
     ],
@@ -91,7 +136,7 @@ def test_a_wrong_value_is_refused_with_the_value_and_the_way_out(
 
 def test_head_dims_matter_only_where_there_is_attention() -> None:
     UNet(**{**SMALL, "attention_head_dim": 16, "norm_num_groups": 4})
-    with pytest.raises(ValueError, match=r"attention_head_dim=16 .*block_out_channels\[0\]=8"):
+    with pytest.raises(ValueError, match=r"attention_head_dim=16 .*block_out_channels\[0\]=8 w"):
         UNet(
             **{
                 **SMALL,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DModel
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -63,6 +64,29 @@ def test_a_folder_in_shards_opens(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path / "unet", max_shard_size="20KB")
     assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
     assert_same_network(UNet.from_pretrained(tmp_path), theirs)
+
+
+def test_the_average_that_diffusers_training_saves_opens(tmp_path: Path) -> None:
+    """train_unconditional.py has its checkpoints' unet_ema/ written by EMAModel."""
+    theirs = UNet2DModel(**SMALL)
+    randomise_(theirs)
+    average = EMAModel(theirs.parameters(), model_cls=UNet2DModel, model_config=theirs.config)
+    average.save_pretrained(tmp_path / "unet_ema")
+    assert_same_network(UNet.from_pretrained(tmp_path, "unet_ema"), theirs.eval())
+
+
+def test_a_variant_opens_by_its_name(tmp_path: Path) -> None:
+    theirs = UNet2DModel(**SMALL)
+    randomise_(theirs)
+    theirs.save_pretrained(tmp_path / "unet", variant="ema")
+    assert_same_network(UNet.from_pretrained(tmp_path, variant="ema"), theirs.eval())
+
+
+def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
+    saved_by_diffusers(tmp_path)
+    before = torch.get_rng_state()
+    UNet.from_pretrained(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_old_attention_names_open_as_diffusers_opens_them(tmp_path: Path) -> None:
@@ -163,14 +187,18 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"config\.json has encoder_hid_dim, which UNet does not know",
     ),
     "unknown block": (
-        lambda folder: edit_config(folder, down_block_types=["DownBlock2D", "SkipDownBlock2D"]),
-        r"'SkipDownBlock2D' is not built here; known are DownBlock2D",
+        lambda folder: edit_config(folder, down_block_types=["DownBlock2D", "DownEncoderBlock2D"]),
+        r"'DownEncoderBlock2D' is not built here; known are DownBlock2D",
     ),
     "empty folder": (
         lambda folder: (shutil.rmtree(folder), folder.mkdir()),
         r"holds no network: there is no config\.json in it or in its unet/",
     ),
-    "missing folder": (shutil.rmtree, "is not a local folder, and no network was found"),
+    "missing folder": (shutil.rmtree, "is not a local folder, and was not found on"),
+    "weights of another network": (
+        lambda folder: edit_config(folder, block_out_channels=[8, 2**16]),
+        r"config\.json describes a network of 506,\d{3},\d{3},\d{3} parameters, and the files",
+    ),
 }
 
 

@@ -9,7 +9,7 @@ from ddpm_sa.cli import parse
 from ddpm_sa.models.presets import PRESETS, block_types, preset
 from ddpm_sa.models.unet import UNet
 from training.config import TrainConfig
-from training.objective import make_scheduler
+from training.scheduler import make_scheduler
 
 # The paper's numbers: section 4 and appendix B, and run_cifar.py, run_lsun.py, run_celebahq.py.
 PARAMETERS = {
@@ -125,7 +125,8 @@ def test_block_types_follow_the_resolution() -> None:
 
 
 def test_a_resolution_that_no_level_has_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"\(16,\).* 16 pixels high; .* 28 .* 28, 14, 7$"):
+    message = r"\(16,\).* 16 pixels high; .* 28 .* 28, 14, 7, of which 14 is the nearest"
+    with pytest.raises(ValueError, match=message):
         block_types((16,), 28, 3)
 
 

@@ -77,6 +77,50 @@ GRID: dict[str, dict[str, Any]] = {
         "up_block_types": ("UNetResAttnUpBlock2D", "UNetResUpBlock2D"),
     },
     "1 to 2 channels": {"in_channels": 1, "out_channels": 2},
+    "heads that do not divide": {"attention_head_dim": 3},
+    "Fourier features": {"time_embedding_type": "fourier"},
+    "Fourier features of classes": {
+        "time_embedding_type": "fourier",
+        "class_embed_type": "timestep",
+    },
+    "learned timesteps": {"time_embedding_type": "learned", "num_train_timesteps": 800},
+    "NCSN++": {
+        "block_out_channels": (32, 32, 64),
+        "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"),
+        "up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"),
+        "time_embedding_type": "fourier",
+        "norm_num_groups": None,
+        "mid_block_scale_factor": math.sqrt(2),
+        "layers_per_block": 2,
+    },
+    "skip blocks on the way down": {
+        "down_block_types": ("AttnSkipDownBlock2D", "SkipDownBlock2D"),
+        "block_out_channels": (32, 32),
+        "resnet_time_scale_shift": "scale_shift",
+    },
+    "skip blocks on the way up": {
+        "block_out_channels": (32, 32),
+        "up_block_types": ("AttnSkipUpBlock2D", "AttnSkipUpBlock2D"),
+        "layers_per_block": 2,
+    },
+    "skip block at the end": {"up_block_types": ("AttnUpBlock2D", "SkipUpBlock2D")},
+    "k-diffusion's": {
+        "block_out_channels": (32, 64),
+        "down_block_types": ("KDownBlock2D", "KDownBlock2D"),
+        "up_block_types": ("KUpBlock2D", "KUpBlock2D"),
+        "act_fn": "gelu",
+        "layers_per_block": 2,
+    },
+    "k-diffusion's, one layer": {
+        "block_out_channels": (32, 64),
+        "down_block_types": ("KDownBlock2D", "KDownBlock2D"),
+        "up_block_types": ("KUpBlock2D", "KUpBlock2D"),
+        "norm_num_groups": None,
+    },
+    "k-diffusion's lowest alone": {
+        "block_out_channels": (32, 64),
+        "down_block_types": ("DownBlock2D", "KDownBlock2D"),
+    },
 }
 everywhere = pytest.mark.parametrize("changes", GRID.values(), ids=GRID)
 
@@ -110,6 +154,17 @@ def test_state_dict_has_diffusers_names_order_and_shapes(changes: dict[str, Any]
 
 
 @everywhere
+def test_initial_weights_of_a_seed_are_diffusers(changes: dict[str, Any]) -> None:
+    config = {**SMALL, **changes}
+    states = []
+    for network in (UNet, UNet2DModel):
+        torch.manual_seed(7)
+        states.append(network(**config).state_dict())
+    for (name, ours), theirs in zip(states[0].items(), states[1].values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+@everywhere
 def test_output_is_diffusers_in_float32(changes: dict[str, Any]) -> None:
     config = {**SMALL, **changes}
     ours, theirs = twins(config)
@@ -129,7 +184,8 @@ def test_output_and_every_gradient_are_diffusers_in_float64(changes: dict[str, A
         arguments["sample"].requires_grad_()
         out = network(**arguments).sample
         out.square().sum().backward()
-        gradients = {name: p.grad for name, p in network.named_parameters()}
+        # All but the fixed frequencies of Fourier features.
+        gradients = {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
         results.append({"output": out.detach(), "sample": arguments["sample"].grad, **gradients})
     ours, theirs = results
     assert ours.keys() == theirs.keys()

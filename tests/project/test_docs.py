@@ -105,14 +105,14 @@ def flags_of(config: type) -> set[str]:
     ("name", "programs"),
     [
         ("training.md", ["training.config"]),
-        ("resuming.md", ["training.config"]),
+        ("resuming.md", ["training.config", "sampling.sample"]),
         (
             "sampling.md",
             ["sampling.sample", "sampling.edit", "sampling.attention", "training.config"],
         ),
         ("editing.md", ["sampling.edit"]),
         ("evaluation.md", ["sampling.evaluate", "training.config"]),
-        ("converting.md", ["sampling.convert"]),
+        ("converting.md", ["sampling.convert", "sampling.sample"]),
         ("paper.md", ["sampling.paper", "training.config"]),
         ("memory.md", ["training.config", "sampling.sample"]),
     ],

@@ -34,10 +34,11 @@ def models(tmp_path_factory):
     for name, channels, more in [
         ("grey", 1, {}),
         ("two", 2, {"num_class_embeds": 3}),
+        ("weaker", 2, {"num_class_embeds": 3}),
         ("none", 1, nothing | {"add_attention": False}),
     ]:
         config = {"sample_size": (8, 12), "in_channels": channels, "out_channels": channels}
-        unet = randomise_(UNet(**SMALL | config | more))
+        unet = randomise_(UNet(**SMALL | config | more), seed=len(name))
         Pipeline(unet, DDPMScheduler()).save_pretrained(folder / name)
     return folder
 
@@ -92,6 +93,56 @@ def test_numbers_are_those_of_record_attention_and_of_the_pipeline(
     np.testing.assert_array_equal(found["queries"], [(2, 11), (7, 0)])
     assert found["x_t"].shape == found["x_0"].shape == (evaluations, 1, 8, 12)
     assert (np.diff(found["timesteps"]) <= 0).all()
+
+
+GUIDES = {
+    "cfg": ["--guidance.null_class", 2],
+    "pag": [],
+    "seg": ["--guidance.sigma", 1],
+    "sag": [],
+    "auto": ["--guidance.model", "weaker"],
+}
+
+
+@pytest.mark.parametrize("kind", GUIDES)
+def test_with_guidance_the_maps_are_the_models_own_on_the_guided_trajectory(
+    kind, models, attention, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(models)
+    words = ["--query", "2,11", "--steps", 3, "--class_label", 1, "--scheduler", "euler_ancestral"]
+    guidance = ["--guidance.kind", kind, "--guidance.scale", 2, *GUIDES[kind]]
+    code, _, error = attention("--model", "two", "--output_dir", tmp_path, *words, *guidance)
+    assert code == 0, error
+    found = numbers(tmp_path)
+
+    pipeline = Pipeline.from_pretrained(models / "two")
+    options = {"null_class": 2} if kind == "cfg" else {"sigma": 1.0} if kind == "seg" else {}
+    if kind == "auto":
+        options["weaker"] = Pipeline.from_pretrained(models / "weaker")
+    guide = pipeline.guidance(kind, 2.0, **options)
+    method = Method(steps=3, scheduler="euler_ancestral", guide=guide)
+    condition = pipeline.condition([0], 1)
+    (batch,) = pipeline.batches([0], method, 0, 1, condition=condition)
+    np.testing.assert_array_equal(found["image"], batch.images[0].numpy())
+    plain = dataclasses.replace(method, guide=None)
+    (batch,) = pipeline.batches([0], plain, 0, 1, condition=condition)
+    assert abs(found["image"] - batch.images[0].numpy()).max() > 0.01
+
+    # The network alone, without a guide, on each x_t of the trajectory.
+    with (
+        torch.no_grad(),
+        record_attention(pipeline.unet, queries=[(2, 11)], heads="all") as maps,
+        measure_attention(pipeline.unet) as measures,
+    ):
+        for x_t, t in zip(found["x_t"], found["timesteps"], strict=True):
+            condition.evaluate(pipeline.unet, torch.from_numpy(x_t)[None], torch.tensor([t]))
+    for name in LAYERS:
+        expected = torch.cat(maps[name]).numpy()
+        assert found[f"maps/{name}"].shape == expected.shape == (3, 4, 1, 4, 6)
+        # A batch of two may sum in another order than a batch of one.
+        np.testing.assert_allclose(found[f"maps/{name}"], expected, atol=1e-6)
+        entropies = torch.cat([each.entropy for each in measures[name]]).numpy()
+        np.testing.assert_allclose(found[f"entropy/{name}"], entropies, atol=1e-5)
 
 
 def test_queries_are_chosen_where_none_is_given(models, attention, tmp_path):
@@ -217,6 +268,9 @@ def test_an_image_of_one_grey_is_drawn_without_a_line():
         (["--index", -1], "index=-1 must be at least 0"),
         (["--steps", 0], "steps=0"),
         (["--scheduler", "none"], "known are ddpm"),
+        (["--guidance.scale", 2], "guidance settings without guidance.kind"),
+        (["--guidance.kind", "auto"], "guidance 'auto' needs a weaker model"),
+        (["--scheduler_options.beta", 2], "beta"),
         (["--class_label", 0], "num_class_embeds"),
         (
             ["--model", "two", "--class_label", 3],
@@ -246,4 +300,4 @@ def test_a_file_is_no_output_folder(models, attention, tmp_path):
         "--model", models / "grey", "--output_dir", tmp_path / "out" / "more"
     )
     assert (code, error.count("\n")) == (2, 1)
-    assert "cannot be created: Not a directory" in error
+    assert "cannot be written: Not a directory" in error

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from ddpm_sa import NoiseSchedule, Pipeline
+from ddpm_sa import NoiseSchedule, Pipeline, UNet
+from ddpm_sa.checkpoints import from_pesser
+from ddpm_sa.checkpoints.reading import read_weights
 from ddpm_sa.model_folder import load_scheduler
 from sampling.convert import main
 from tests.support.openai_network import UNetModel
@@ -218,14 +220,143 @@ def test_weights_of_diffusers_go_by_the_files_beside_them(layout, convert, tmp_p
         assert torch.equal(again.unet.state_dict()[name], weight), name
 
 
-def test_an_entry_of_a_training_checkpoint_is_taken_by_its_name(convert, tmp_path):
-    tensors = {n: torch.from_numpy(a) for n, a in Fixture("pesser_unet").weights().items()}
-    torch.save({"step": 3, "model": {"x": torch.zeros(1)}, "ema": tensors}, tmp_path / "a.pt")
-    words = [tmp_path / "a.pt", "--image_size", 16, "--output_dir", tmp_path / "out"]
+# What training programs save
+
+
+def pesser_weights() -> dict[str, torch.Tensor]:
+    return {n: torch.from_numpy(a) for n, a in Fixture("pesser_unet").weights().items()}
+
+
+def prefixed(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": weight for name, weight in weights.items()}
+
+
+def saved(found: Path) -> dict[str, torch.Tensor]:
+    return load_file(found / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """The converted weights of the bare state dict, which every other way to save must give."""
+    unet = from_pesser(pesser_weights(), 16)
+    return dict(unet.state_dict())
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module._orig_mod."),
+        *("model.", "net.", "model._orig_mod.", "module.ema_model.", "_fsdp_wrapped_module.unet."),
+    ],
+)
+@pytest.mark.parametrize("nesting", [[], ["state_dict"], ["model"], ["ema"], ["a", "module", "b"]])
+def test_wrapped_and_nested_weights_are_found(prefix, nesting, bare, tmp_path):
+    content: Any = prefixed(pesser_weights(), prefix)
+    for name in reversed(nesting):
+        content = {name: content, "step": 3}
+    torch.save(content, tmp_path / "a.pt")
+    entry = read_weights(tmp_path / "a.pt")
+    assert entry.kind == "pesser"
+    assert not entry.left_out
+    found = from_pesser(entry.weights, 16).state_dict()
+    assert all(found[name].equal(weight) for name, weight in bare.items())
+
+
+def test_wrappers_within_the_names_are_removed(bare, tmp_path):
+    """Blocks that were compiled, or wrapped for checkpointing or FSDP, one by one."""
+    inner = {"down.0.": "down.0._orig_mod.", "mid.": "mid._checkpoint_wrapped_module.module."}
+    weights = pesser_weights()
+    for plain, wrapped in inner.items():
+        weights = {name.replace(plain, wrapped): weight for name, weight in weights.items()}
+    assert any("_orig_mod" in name for name in weights)
+    torch.save(weights, tmp_path / "a.pt")
+    found = from_pesser(read_weights(tmp_path / "a.pt").weights, 16).state_dict()
+    assert all(found[name].equal(weight) for name, weight in bare.items())
+
+
+@pytest.mark.parametrize("outer", ["ema", "state_dict", "model", "model_state_dict", "ema_model"])
+def test_the_only_network_of_a_checkpoint_is_taken_and_said(outer, bare, convert, tmp_path):
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4}]}
+    content = {"epoch": 3, outer: prefixed(pesser_weights(), "module."), "optimizer": optimizer}
+    torch.save(content, tmp_path / "a.ckpt")
+    out = tmp_path / "out"
+    code, said, error = convert(tmp_path / "a.ckpt", "--image_size", 16, "--output_dir", out)
+    assert code == 0, error
+    assert f"taken from the file: {outer}.*, without this prefix" in said
+    assert "left out of the file: 1 other tensors, optimizer.state.0.exp_avg first" in said
+    assert all(saved(out)[name].equal(weight) for name, weight in bare.items())
+
+
+@pytest.mark.parametrize("layout", ["nested", "prefixes"])
+def test_of_several_networks_one_is_chosen_by_its_entry(layout, bare, convert, tmp_path):
+    raw = {name: weight + 1 for name, weight in pesser_weights().items()}
+    content: Any = {"model": raw, "ema": pesser_weights(), "step": 3}
+    if layout == "prefixes":  # as Lightning modules and some averages save theirs
+        both = prefixed(raw, "model.") | prefixed(pesser_weights(), "ema.")
+        content = {"state_dict": both | {"betas": torch.zeros(3)}, "hyper_parameters": {"lr": 1}}
+    torch.save(content, tmp_path / "a.pt")
+    out = tmp_path / "out"
+    words = [tmp_path / "a.pt", "--image_size", 16, "--output_dir", out]
+    place = "" if layout == "nested" else "state_dict."
     code, _, error = convert(*words)
     assert code == 2
-    assert "its entries are model, ema: give one as entry" in error
-    assert convert(*words, "--entry", "ema")[0] == 0
+    assert f"the weights of 2 networks: {place}ema, {place}model; choose one by --entry" in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+    code, _, error = convert(*words, "--entry", "average")
+    assert code == 2
+    assert f"no entry 'average'; --entry may be {place}ema, {place}model" in error
+    assert convert(*words, "--entry", f"{place}ema")[0] == 0
+    assert all(saved(out)[name].equal(weight) for name, weight in bare.items())
+
+
+def test_an_entry_without_a_prefix_is_given_as_nothing(bare, tmp_path):
+    raw = {name: weight + 1 for name, weight in pesser_weights().items()}
+    torch.save(pesser_weights() | prefixed(raw, "raw."), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="2 networks: '', raw; choose one by --entry"):
+        read_weights(tmp_path / "a.pt")
+    found = from_pesser(read_weights(tmp_path / "a.pt", "").weights, 16).state_dict()
+    assert all(found[name].equal(weight) for name, weight in bare.items())
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path):
+    torch.save(pesser_weights() | prefixed(pesser_weights(), "_orig_mod."), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"holds .* twice, as _orig_mod\..* too"):
+        read_weights(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("network", [UNet, UNet2DModel], ids=["ours", "diffusers"])
+def test_a_bare_state_dict_goes_by_the_config_that_is_named(network, suffix, convert, tmp_path):
+    model = randomise_(network(**SMALL, sample_size=8))
+    source = write(tmp_path / f"weights{suffix}", prefixed(model.state_dict(), "_orig_mod."))
+    (tmp_path / "net.json").write_text(json.dumps(dict(model.config)))
+    out = tmp_path / "out"
+    words = [source, "--output_dir", out]
+    code, _, error = convert(*words)
+    assert code == 2
+    assert "give it by --network_config" in error
+    words += ["--network_config", tmp_path / "net.json"]
+    code, _, error = convert(*words)
+    assert code == 2
+    assert "describe it by --noise_schedule" in error
+    process = ["--noise_schedule", "cosine", "--predict_xstart", "true"]
+    code, _, error = convert(*words, *process)
+    assert code == 0, error
+    pipeline = Pipeline.from_pretrained(out)
+    assert pipeline.scheduler.config.beta_schedule == "squaredcos_cap_v2"
+    assert pipeline.scheduler.config.prediction_type == "sample"
+    for name, weight in model.state_dict().items():
+        assert pipeline.unet.state_dict()[name].equal(weight), name
+
+
+def test_a_scheduler_config_beside_the_weights_rules(convert, tmp_path):
+    Pipeline(UNet(**SMALL, sample_size=8), DDPMScheduler()).save_pretrained(tmp_path / "model")
+    source = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    words = [source, "--output_dir", tmp_path / "out", "--noise_schedule", "cosine"]
+    code, _, error = convert(*words)
+    assert code == 2
+    assert "noise_schedule does not apply" in error
 
 
 # Mistakes
@@ -310,10 +441,10 @@ RESCALED = ["--rescale_timesteps", "true"]
         (["paper.npz", *SIZE, "--noise_schedule", "cosine"], "noise_schedule does not apply"),
         (["doubled.npz", *SIZE], "takes 3 channels and gives 6"),
         (["larger.npz", *SIZE, *IMPROVED], "is for super-resolution"),
-        (["alone.npz"], "need their config.json next to them"),
+        (["alone.npz"], "need their config.json, and"),
         (["good.pt", *SIZE, *IMPROVED, "--output_dir", "full"], "is not an empty folder"),
         (["good.pt", *SIZE, *IMPROVED, "--output_dir", "good.txt"], "is not an empty folder"),
-        (["good.pt", *SIZE, *IMPROVED, "--output_dir", "good.txt/out"], "cannot be written"),
+        (["good.pt", *SIZE, *IMPROVED, "--output_dir", "good.txt/out"], "good.txt is a file"),
         (["--image_size", 16], "source"),
     ],
 )

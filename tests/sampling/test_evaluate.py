@@ -364,3 +364,54 @@ def test_images_that_the_run_did_not_hold_out_are_said_to_be_seen(places, evalua
         "was trained with data.validation=None: it may have seen the images that are held out here"
         in said
     )
+
+
+@pytest.fixture
+def split_run(places, tmp_path) -> Path:
+    """A run on the split train, 12 images, with 7 held out as test; there are 8 in validation."""
+    for name, count in (("train", 12), ("test", 7), ("val", 8)):
+        for i in range(count):
+            (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(
+                places / "real" / f"{i + len(name) * 7:03d}.png", tmp_path / "photos" / name
+            )
+    run = tmp_path / "run"
+    shutil.copytree(places / "model", run / "model")
+    (run / "config.yaml").write_text(
+        f"data:\n  source: {tmp_path / 'photos'}\n  size: 8\n  validation: test\n"
+    )
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flags", "real", "held_out", "said"),
+    [
+        ([], 12, 7, "data: split train, 12 images; left out: validation (8)"),
+        (["--validation", "validation"], 12, 8, "left out: test (7)"),
+        (["--split", "validation"], 8, 7, "data: split validation, 8 images; left out: train (12)"),
+        (["--split", "test", "--validation", "train"], 7, 12, "may have seen the images"),
+        (["--data", "PHOTOS", "--split", "test"], 7, None, "left out: train (12), validation (8)"),
+        (["--data", "PHOTOS"], 12, None, "left out: validation (8), test (7)"),
+        (["--data", "PHOTOS", "--validation", "test"], 12, 7, "left out: validation (8)"),
+    ],
+)
+def test_real_images_are_those_of_a_split(split_run, evaluate, flags, real, held_out, said):
+    flags = [flag.replace("PHOTOS", str(split_run.parent / "photos")) for flag in flags]
+    words = ["--model", split_run / "model", "--steps", 2, "--num_images", 6, *flags]
+    code, out, error = evaluate(*words, "--features", FEATURES, "--output_dir", split_run / "out")
+    assert code == 0, error
+    assert said in out
+    told = record(split_run / "out")
+    assert told["data"]["images"] == real
+    assert [found["count"] for found in told["results"]] == [held_out, 6][held_out is None :]
+    assert ("may have seen" in out) == ("train" in flags)
+
+
+def test_a_split_that_is_not_there_is_named(split_run, evaluate):
+    words = ["--model", split_run / "model", "--features", FEATURES, "--output_dir", "out"]
+    code, _, error = evaluate(*words, "--split", "valid")
+    assert code == 2
+    assert "has no split 'valid', only train (12), validation (8), test (7)" in error
+    code, _, error = evaluate(*words, "--split", "test")
+    assert code == 2
+    assert "data.validation=test is the split that is taken" in error

@@ -12,10 +12,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
+from safetensors.torch import load_file
 
 from ddpm_sa import Pipeline, UNet
 from ddpm_sa.image_format import ImageFormat
 from sampling.common.model_loading import open_model
+from sampling.common.sampler_settings import GuidanceSettings, SamplerSettings
 from sampling.sample import main
 from tests.support.runs import environment, same_bits, torchrun
 from tests.support.workers import Workers
@@ -73,7 +75,7 @@ def test_program_writes_images_a_grid_and_how_to_make_them(models, tmp_path):
     out = tmp_path / "out"
     names = [f"{index:06d}.png" for index in range(5)]
     assert sorted(path.name for path in out.iterdir()) == [*names, "grid.png", "samples.json"]
-    assert "sampling: 100%" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("sampling, step 9/9, took ")
     images = pixels(out)
     grid = np.asarray(Image.open(out / "grid.png"))
     assert grid.shape == (16, 24)
@@ -383,6 +385,74 @@ def test_a_checkpoint_is_a_model_with_the_weights_of_its_step(straight, weights,
     assert not same_bits(first, saved)
 
 
+@pytest.fixture
+def running(straight, tmp_path):
+    """A run that has not ended: checkpoints, and no model."""
+    run = tmp_path / "running"
+    shutil.copytree(straight, run, ignore=shutil.ignore_patterns("model*"))
+    return run
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_a_checkpoint_of_a_run_that_goes_on_is_a_model(straight, running, weights):
+    name = "checkpoints/step-00000003"
+    one, other = (open_model(str(run / name), weights) for run in (straight, running))
+    assert same_bits(one.unet.state_dict(), other.unet.state_dict())
+    saved = Pipeline.from_pretrained(straight / "model")
+    assert not other.unet.training
+    assert other.image_format == saved.image_format
+    for mine, its in ((other.unet, saved.unet), (other.scheduler, saved.scheduler)):
+        settings = {key: value for key, value in its.config.items() if not key.startswith("_")}
+        assert json.dumps(settings) == json.dumps({key: mine.config[key] for key in settings})
+
+
+def test_a_run_that_goes_on_is_sampled_from_its_newest_checkpoint(
+    straight, running, sample, tmp_path
+):
+    arguments = ["--num_images", 1, "--steps", 2]
+    code, said, _ = sample("--model", running, *arguments, "--output_dir", tmp_path / "one")
+    assert code == 0
+    newest = running / "checkpoints" / "step-00000006"
+    assert f"no model/ before the run ends or is stopped: using {newest}\n" in said
+    assert sample("--model", straight, *arguments, "--output_dir", tmp_path / "two")[0] == 0
+    one, other = (pixels(tmp_path / name)["000000.png"] for name in ("one", "two"))
+    assert (one == other).all()
+
+
+def test_a_run_without_a_checkpoint_says_so(running, sample, tmp_path):
+    for path in (running / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    code, _, error = sample("--model", running, "--output_dir", tmp_path / "out")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "holds no model and no checkpoint yet" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "ema.safetensors", "scheduler_config.json", None])
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_named(name, running, sample, tmp_path):
+    """As the run does, which keeps the newest ones: when this file is about to be read."""
+    folder, looking = running / "checkpoints" / "step-00000003", [True]
+
+    def remove(event, arguments):
+        if looking and event == "open" and str(arguments[0]) == str(folder / name):
+            looking.clear()
+            shutil.rmtree(folder)
+
+    if name is None:
+        shutil.rmtree(folder)
+    elif name == "ema.safetensors":  # which is not read by Python
+        (folder / name).unlink()
+    else:
+        sys.addaudithook(remove)
+    code, _, error = sample("--model", folder, "--output_dir", tmp_path / "out")
+    looking.clear()
+    assert (code, error.count("\n")) == (2, 1)
+    if name != "ema.safetensors":
+        assert f"{folder} does not exist, or was removed" in error
+        assert "step-00000006" in error
+    assert str(folder) in error
+
+
 def test_a_checkpoint_guides_its_own_model(straight, sample, tmp_path):
     words = ["--model", straight, "--num_images", 1, "--steps", 2]
     checkpoint = straight / "checkpoints" / "step-00000001"
@@ -393,9 +463,36 @@ def test_a_checkpoint_guides_its_own_model(straight, sample, tmp_path):
     assert abs(one - other).max() > 0
 
 
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_weaker_model_has_the_weights_and_precision_asked_for(straight, weights, dtype):
+    checkpoint = straight / "checkpoints" / "step-00000001"
+    settings = SamplerSettings(
+        weights=weights, dtype=dtype, guidance=GuidanceSettings(kind="auto", model=str(checkpoint))
+    )
+    guide = settings.method(settings.open(str(straight))).guide
+    stem = {"ema": "ema", "raw": "weights"}[weights]
+    expected = load_file(checkpoint / f"{stem}.safetensors")
+    for name, weight in guide.weaker.network.state_dict().items():
+        assert weight.equal(expected[name].to(getattr(torch, dtype))), name
+    assert guide.weaker.dtype == getattr(torch, dtype)
+
+
+def test_a_weaker_model_without_the_weights_asked_for_is_named(models, straight, sample, tmp_path):
+    words = ["--model", straight, "--weights", "raw", "--num_images", 1, "--steps", 2]
+    words += ["--guidance.kind", "auto", "--guidance.model", models / "grey"]
+    code, _, error = sample(*words, "--output_dir", tmp_path / "out")
+    assert (code, error.count("\n")) == (2, 1)
+    assert f"guidance.model={models / 'grey'}: " in error
+    assert "grey-raw does not exist" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_checkpoint_that_cannot_be_opened_is_named(straight, sample, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(straight / "checkpoints", run / "checkpoints")
+    for path in run.glob("checkpoints/*/*config.json"):  # as the first versions wrote them
+        path.unlink()
     words = ["--model", run / "checkpoints" / "step-00000001", "--output_dir", tmp_path / "out"]
     code, _, error = sample(*words)
     assert (code, error.count("\n")) == (2, 1)
@@ -511,6 +608,7 @@ import resource, sys
 sys.argv = ["sample.py", "--model", {str(models / "grey")!r}, "--num_images", "{count}",
             "--steps", "1", "--batch_size", "10", "--output_dir", "{tmp_path / str(count)}"]
 from sampling.common.model_loading import open_model
+from sampling.common.sampler_settings import GuidanceSettings, SamplerSettings
 from sampling.sample import main
 from tests.support.runs import environment, same_bits, torchrun
 main()

@@ -11,12 +11,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 COMMIT = "0" * 40
+# A repository of this owner is there for those who send this token.
+PRIVATE, TOKEN = "private/", "hf_secret"
 MODEL = r"/api/models/(?P<repo>[^/]+/[^/]+)"
 
 
 @contextmanager
 def local_hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
-    """Its address, and what its repositories hold: name -> path -> content."""
+    """Its address, and what its repositories hold: name -> path -> content.
+
+    A name may end in "@" and a revision, which is then another content of the same repository.
+    """
     repositories: dict[str, dict[str, bytes]] = {}
 
     class Hub(_Hub):
@@ -29,6 +34,10 @@ def local_hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def _commit_of(name: str) -> str:
+    return hashlib.sha1(name.encode()).hexdigest()
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -62,17 +71,21 @@ class _Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        info = re.fullmatch(MODEL + r"(/revision/\w+)?", path)
-        tree = re.fullmatch(MODEL + r"/tree/\w+", path)
-        file = re.fullmatch(r"/(?P<repo>[^/]+/[^/]+)/resolve/\w+/(?P<path>.+)", path)
+        info = re.fullmatch(MODEL + r"(/revision/(?P<revision>\w+))?", path)
+        tree = re.fullmatch(MODEL + r"/tree/(?P<revision>\w+)", path)
+        file = re.fullmatch(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>\w+)/(?P<path>.+)", path)
         found = info or tree or file
-        if not found or found["repo"] not in self.held:
-            self.send_error(404)
+        if not found or not self._may_read(found["repo"]):
+            self._missing("RepoNotFound")
             return
-        files = self.held[found["repo"]]
+        files = self._files(found["repo"], found["revision"] or "main")
+        if files is None:
+            self._missing("RevisionNotFound")
+            return
+        commit = self._commit(found["repo"], found["revision"] or "main")
         if info:
             siblings = [{"rfilename": name} for name in files]
-            self._json({"id": info["repo"], "sha": COMMIT, "siblings": siblings, "tags": []})
+            self._json({"id": info["repo"], "sha": commit, "siblings": siblings, "tags": []})
         elif tree:
             self._json(
                 [
@@ -83,9 +96,34 @@ class _Hub(BaseHTTPRequestHandler):
         elif file and file["path"] in files:
             content = files[file["path"]]
             etag = f'"{hashlib.sha1(content).hexdigest()}"'
-            self._send(content, {"ETag": etag, "X-Repo-Commit": COMMIT})
+            self._send(content, {"ETag": etag, "X-Repo-Commit": commit})
         else:
-            self.send_error(404)
+            self._missing("EntryNotFound")
+
+    def _may_read(self, repo: str) -> bool:
+        authorised = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        known = any(name.partition("@")[0] == repo for name in self.held)
+        return known and (authorised or not repo.startswith(PRIVATE))
+
+    def _files(self, repo: str, revision: str) -> dict[str, bytes] | None:
+        """What a branch, tag or commit holds."""
+        for name in (f"{repo}@{revision}", repo if revision == "main" else ""):
+            if name in self.held:
+                return self.held[name]
+        return next((self.held[name] for name in self.held if _commit_of(name) == revision), None)
+
+    def _commit(self, repo: str, revision: str) -> str:
+        name = f"{repo}@{revision}"
+        if name in self.held:
+            return _commit_of(name)
+        return _commit_of(repo) if revision == "main" else revision
+
+    def _missing(self, code: str) -> None:
+        """What tells the client a missing repository from a missing revision or file."""
+        self.send_response(404)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def do_HEAD(self) -> None:
         self.do_GET()

@@ -1,23 +1,18 @@
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
-from ddpm_sa import UNet, preset
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.image_format import ImageFormat
-from tests.support.workers import CONTEXT
 from training.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from training.draws import Layout
+from training.memory.forecast import Memory
 from training.network import build_network
 from training.reporting.startup import (
-    count_saved_activations,
     describe_learning_rate,
-    estimate_memory,
     startup_report,
     warn_idle_processors,
 )
@@ -40,9 +35,23 @@ CONFIG = TrainConfig(
 )
 
 
-def said(config: TrainConfig = CONFIG, images: Images = IMAGES, processes: int = 2) -> str:
+GIB = 2**30
+MEMORY = Memory(
+    weights=GIB,
+    averages=2 * GIB,
+    optimizer=2 * GIB,
+    gradients=GIB,
+    activations=9 * GIB,
+    images=0,
+    available=20 * GIB,
+)
+
+
+def said(
+    config: TrainConfig = CONFIG, images: Images = IMAGES, processes: int = 2, memory=MEMORY
+) -> str:
     network = build_network(config.model, images, 0)
-    return startup_report(config, Layout(config.batch_size, processes), images, network, 4)
+    return startup_report(config, Layout(config.batch_size, processes), images, network, memory, 4)
 
 
 def test_report_names_what_will_be_trained_on_what_and_how() -> None:
@@ -69,12 +78,39 @@ def test_report_warns_of_what_was_hardly_meant() -> None:
     assert "data.flip=true mirrors digits" in text
     assert "batch_size=8 is small" in text
     assert "the learning rate reaches 0 at step 30; later updates change nothing" in text
-    assert "--optim.decay_steps 2000" in text
+    assert "--optim.decay_steps steps" in text
     few = said(images=replace(IMAGES, length=20))
     assert "only 20 training images" in few
     large = replace(IMAGES, format=replace(FORMAT, size=(128, 128)))
     config = replace(CONFIG, model=ModelConfig(preset="mnist", attention_resolutions=[64]))
     assert "attention at down 64x64 compares each of 4,096 pixels" in said(config, large)
+
+
+def test_report_says_which_levels_there_are_and_what_they_follow_from() -> None:
+    named = said()
+    assert "levels      32x32, 16x16, 8x8 with 16, 32, 64 channels\n" in named
+    images = replace(IMAGES, format=replace(FORMAT, size=(45, 61)))
+    text = said(replace(CONFIG, model=ModelConfig(preset="auto", width=4)), images)
+    assert "attention at down 12x16, mid 6x8, up 12x16" in text
+    assert "levels      48x64, 24x32, 12x16, 6x8 with 4, 8, 8, 8 channels; images are" in text
+    assert "extended to 48x64, which can be halved; from the size of the images (mo" in text
+
+
+def test_run_that_ends_within_its_warmup_is_warned_of() -> None:
+    optim = OptimConfig(lr=1e-3, warmup_steps=5000, decay_steps="steps")
+    text = said(replace(CONFIG, optim=optim))
+    assert "from 0 to 0.001 at step 5000, then constant" in text
+    assert "still rising when the run ends: optim.warmup_steps=5000, steps=2000" in text
+    assert "give a smaller --optim.warmup_steps, such as 100" in text
+
+
+def test_micro_batches_that_are_small_for_want_of_a_divisor_are_warned_of() -> None:
+    config = replace(CONFIG, batch_size=26, micro_batch_size=12)
+    network = build_network(config.model, IMAGES, 0)
+    layout = Layout(26, micro_batch_size=12)
+    text = startup_report(config, layout, IMAGES, network, 0)
+    assert "26 = 1 processes x 13 accumulated x 2 images" in text
+    assert "micro-batches of 2 are slow; 26 images" in text
 
 
 def test_sound_run_is_warned_of_nothing(monkeypatch) -> None:
@@ -99,49 +135,14 @@ def test_learning_rate_is_told_in_words(config: OptimConfig, words: str) -> None
     assert describe_learning_rate(config) == words
 
 
-def test_memory_counts_what_training_keeps() -> None:
-    network = build_network(CONFIG.model, IMAGES, 0)
-    weights = 4 * sum(parameter.numel() for parameter in network.parameters())
-    memory = estimate_memory(CONFIG, Layout(8), network)
-    assert (memory.weights, memory.gradients, memory.optimizer) == (weights, weights, 2 * weights)
-    lean = replace(CONFIG, model=replace(CONFIG.model, gradient_checkpointing=True))
-    assert "activations not counted" in str(estimate_memory(lean, Layout(8), network))
-
-
-def test_memory_of_a_network_that_is_spread_is_a_part_and_an_average() -> None:
-    network = build_network(CONFIG.model, IMAGES, 0)
-    whole = estimate_memory(CONFIG, Layout(8), network)
-    spread = replace(CONFIG, sharding="fsdp")
-    part = estimate_memory(spread, Layout(8, processes=4), network)
-    for name in ("weights", "gradients", "optimizer"):
-        assert getattr(part, name) == getattr(whole, name) // 4
-    assert part.averages == whole.averages // 4 + whole.averages
-    assert "sharding=fsdp has only one process" in said(spread, processes=1)
-
-
-def measure(answer: Path) -> None:
-    """What a forward pass adds to the memory of a process of its own.
-
-    Memory that was freed before is used again without being seen.
-    """
-    torch.set_num_threads(1)
-    network = UNet(**preset("mnist").unet).train()
-    x, t = torch.zeros(256, 1, 32, 32), torch.zeros(256, dtype=torch.long)
-    network(x[:2], t[:2])
-    before = psutil.Process().memory_info().rss
-    output = network(x, t).sample
-    answer.write_text(f"{psutil.Process().memory_info().rss - before}")
-    assert output.requires_grad
-
-
-def test_activations_are_about_those_of_a_real_forward_pass(tmp_path) -> None:
-    process = CONTEXT.Process(target=measure, args=(tmp_path / "bytes",))
-    process.start()
-    network = build_network(CONFIG.model, replace(IMAGES, format=replace(FORMAT, labels=None)), 0)
-    told = count_saved_activations(network, 256, half=False)
-    process.join()
-    # Measured is more by what the allocator keeps of temporaries.
-    assert 0.65 < told / int((tmp_path / "bytes").read_text()) < 1.1
+def test_report_says_what_memory_is_needed_and_warns_if_little_is_left() -> None:
+    text = said()
+    assert "memory      about 15 GiB of 20 GiB: weights 1,024 MiB, averages 2,048 MiB" in text
+    assert "activations 9,216 MiB; on each process" in text  # and no images
+    assert "memory available" not in text
+    scarce = said(memory=replace(MEMORY, available=16 * GIB))
+    assert "warning     the run needs about 15 GiB of the 16 GiB of memory available" in scarce
+    assert "--resume auto --micro_batch_size auto" in scarce
 
 
 def test_unused_processors_are_named(monkeypatch):

@@ -1,5 +1,6 @@
 """Decide, on process 0, whether a run may start or resume, and from which checkpoint."""
 
+import hashlib
 import os
 import socket
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.data.dataset import Images
+from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.errors import UserError
+from ddpm_sa.files.atomic_files import write_atomically
 from training.checkpoint.state import (
     MANIFEST,
     checkpoint_step,
@@ -22,6 +24,7 @@ from training.config import TrainConfig
 from training.distributed.accelerator import by_process_0
 from training.distributed.interrupt import LAUNCHER
 from training.saved_config import check_same_run, to_plain
+from training.scheduler import make_scheduler
 
 LAUNCHES = ".launches"
 
@@ -42,6 +45,11 @@ def find_checkpoint(config: TrainConfig, images: Images) -> tuple[Path | None, l
     return folder, notes
 
 
+def previous_micro_batch(checkpoint: Path | None) -> int | None:
+    """Images of a micro-batch when a checkpoint was written; None if that was a whole share."""
+    return None if checkpoint is None else load_state(checkpoint)["counts"]["micro_batch_size"]
+
+
 def run_identity(config: TrainConfig, images: Images) -> dict[str, Any]:
     """Everything that identifies a run: its settings, and properties of its images.
 
@@ -54,7 +62,20 @@ def run_identity(config: TrainConfig, images: Images) -> dict[str, Any]:
         "value_range": list(images.format.value_range),
         "classes": images.classes,
     }
-    return to_plain(config) | {"images": properties}
+    settings = to_plain(config) | {"images": properties}
+    settings["optim"]["decay_steps"] = config.optim.for_steps(config.steps).decay_steps
+    if config.model.init_from is not None:
+        settings["scheduler"] = _plain_scheduler(config)
+    return settings
+
+
+def _plain_scheduler(config: TrainConfig) -> dict[str, Any]:
+    """What is trained for in fine-tuning, since init_from may be another model than before."""
+    scheduler = make_scheduler(config)
+    plain = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    # A hash, for there may be a thousand of them.
+    betas = NoiseSchedule.from_scheduler(scheduler).betas.numpy().tobytes()
+    return plain | {"trained_betas": hashlib.sha256(betas).hexdigest()[:16]}
 
 
 def set_aside_later_checkpoints(run: Path, step: int) -> list[str]:
@@ -68,8 +89,11 @@ def set_aside_later_checkpoints(run: Path, step: int) -> list[str]:
     notes = []
     for folder in list_checkpoints(run):
         if checkpoint_step(folder) > step:
-            aside = folder.with_name(folder.name + ".set-aside")
-            folder.replace(aside)
+            aside, number = folder.with_name(folder.name + ".set-aside"), 1
+            while aside.exists():  # the run has gone back before
+                number += 1
+                aside = folder.with_name(f"{folder.name}.set-aside-{number}")
+            folder.rename(aside)
             notes.append(f"set aside   {aside}, which is later than the step resumed from")
     return notes
 
@@ -87,8 +111,6 @@ def record_launch(run: Path) -> None:
 
 def _find_and_check(config: TrainConfig, images: Images) -> tuple[Path | None, list[str]]:
     run = Path(config.output_dir)
-    if run.exists() and not run.is_dir():
-        raise UserError(f"output_dir={run} is a file")
     folder, notes = _choose_checkpoint(config.resume, run)
     if folder is not None:
         state = load_state(folder)

@@ -1,6 +1,8 @@
 """The folder of a run: settings, checkpoints, and the final models."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,19 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_sa.data.dataset import Images
+from ddpm_sa.files.atomic_files import write_atomically
+from ddpm_sa.files.folder_lock import hold_folder
+from ddpm_sa.model_folder import restore_all
 from ddpm_sa.models.unet import UNet
 from ddpm_sa.pipeline import Pipeline
 from training.checkpoint.resume import record_launch, run_identity, set_aside_later_checkpoints
 from training.checkpoint.state import (
-    TrainingState,
     checkpoint_path,
     load_state,
     remove_unfinished,
     save_checkpoint,
 )
+from training.checkpoint.training_state import TrainingState
 from training.config import TrainConfig
 from training.distributed.accelerator import by_process_0, describe_environment
 from training.distributed.fsdp import full_tensor
@@ -47,15 +52,23 @@ def copy_with_weights(network: UNet, weights: Mapping[str, Tensor]) -> UNet:
     return other
 
 
+def hold_run_folder(output_dir: str) -> AbstractContextManager[None]:
+    """Hold the folder of a run, in process 0 for all of them, while the block writes it.
+
+    Raises:
+        ValueError: If another run holds it, or it cannot be written.
+    """
+    take = partial(by_process_0, problem=f"output_dir={output_dir} cannot be written")
+    return hold_folder(Path(output_dir), take=take)
+
+
 class RunFolder:
     """Writes the folder of a run; only process 0 writes, the others wait.
 
     Args:
         accelerator, config, images: The accelerator, settings and dataset of the run.
         training_state: The network, averages and optimiser.
-
-    Raises:
-        ValueError: If the folder cannot be created.
+        pipeline: The pipeline that is saved, with the main average.
     """
 
     def __init__(
@@ -64,33 +77,45 @@ class RunFolder:
         config: TrainConfig,
         images: Images,
         training_state: TrainingState,
+        pipeline: Pipeline,
     ):
         self.accelerator, self.config = accelerator, config
         self.counts, self.training_state = run_identity(config, images), training_state
         self.path, self.skipped = Path(config.output_dir), images.all_skipped
-        by_process_0(self._begin, f"output_dir={self.path} cannot be written")
-        record_launch(self.path)
+        self.pipeline = pipeline
 
     def _begin(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        restore_all(self.path, "model*")
         remove_unfinished(self.path)
         save_config(self.config, self.path / "config.yaml")
         if self.skipped:
             text = "\n".join(self.skipped) + "\n"
-            (self.path / "skipped.txt").write_text(text, encoding="utf-8")
+            with write_atomically(self.path / "skipped.txt") as file:
+                file.write_text(text, encoding="utf-8")
 
     def restore(self, checkpoint: Path | None) -> tuple[int, dict[str, Any]]:
-        """Load a checkpoint, and report changes of the environment.
+        """Load a checkpoint, if any, then begin to write the folder.
+
+        Reports changes of the environment, and what starts anew.
 
         Returns:
             The number of updates done, and the `log_state` saved with them.
+
+        Raises:
+            ValueError: If the checkpoint does not fit the network, or the folder cannot be written.
         """
-        if checkpoint is None:
-            return 0, {}
+        done = (0, {}) if checkpoint is None else self._load(checkpoint)
+        by_process_0(self._begin, f"output_dir={self.path} cannot be written")
+        record_launch(self.path)
+        return done
+
+    def _load(self, checkpoint: Path) -> tuple[int, dict[str, Any]]:
         state = load_state(checkpoint)
         self.step = state["step"]
-        self.training_state.load(checkpoint)
-        if self.accelerator.scaler is not None:
+        for note in self.training_state.load(checkpoint):
+            self.accelerator.print(note)
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         before = state["environment"]
         for name, now in describe_environment(self.accelerator, self.config).items():
@@ -126,11 +151,11 @@ class RunFolder:
         keep = (config.keep_checkpoints, config.keep_every)
         tensors = self.training_state.tensors(self.accelerator.is_main_process)
         by_process_0(
-            lambda: save_checkpoint(folder, tensors, state, *keep),
+            lambda: save_checkpoint(folder, tensors, state, *keep, self.pipeline.save_configs),
             f"{folder} could not be written, earlier checkpoints are unchanged",
         )
 
-    def finish(self, pipeline: Pipeline, grid: Image.Image | None) -> None:
+    def finish(self, grid: Image.Image | None) -> None:
         """Write the model folders: the main average, further averages, and raw weights.
 
         Raises:
@@ -138,6 +163,7 @@ class RunFolder:
         """
         raw, main = self.config.ema.keep_raw, self.accelerator.is_main_process
         extra = self.training_state.extra_weights(raw, keep=main)
+        pipeline = self.pipeline
 
         def write() -> None:
             self._write_model(pipeline, "model", grid)

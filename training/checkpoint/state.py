@@ -1,98 +1,35 @@
 """Checkpoints: written under a temporary name, flushed and renamed; verified before use.
 
 A checkpoint is a folder with weights, averages and optimiser state by parameter name (safetensors),
-state.json, and manifest.json with the size and SHA-256 of each file.
+state.json, the configurations of the network, the scheduler and the images, and manifest.json with
+the size and SHA-256 of each file.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
-from ddpm_sa.atomic_files import flush
-from ddpm_sa.errors import UserError
-from training.distributed.fsdp import distribute_like, gather_full
-from training.ema import Averages
+from ddpm_sa.files.atomic_files import flush
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 UNFINISHED = (
     "checkpoints/step-*.partial",
-    ".model[.-]*",
+    ".model.*.partial",
+    ".model-*.*.partial",
     "config.yaml.partial",
+    "skipped.txt.partial",
     "metrics.jsonl.partial",
     ".launches.partial",
     "samples/step-*.png.partial",
     "losses.png.partial",
 )
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """The tensors of a run that a checkpoint holds: network, averages and optimiser state."""
-
-    network: nn.Module
-    averages: Averages
-    optimizer: torch.optim.Optimizer
-
-    def tensors(self, keep: bool = True) -> dict[str, dict[str, Tensor]]:
-        """All tensors: file stem -> name -> tensor; the optimiser's names are `parameter:quantity`.
-
-        If the network is sharded, every process must call this; those with `keep` get the tensors.
-        """
-        optimizer = {
-            f"{name}:{key}": value
-            for name, parameter in self.network.named_parameters()
-            for key, value in self.optimizer.state.get(parameter, {}).items()
-        }
-        weights = dict(self.network.state_dict())
-        averages = {name: ema.state_dict() for name, ema in self.averages.by_name.items()}
-        files = {"weights": weights, "optimizer": optimizer, **averages}
-        return {stem: gather_full(tensors, keep) for stem, tensors in files.items()}
-
-    def extra_weights(self, raw: bool, keep: bool = True) -> dict[str, dict[str, Tensor]]:
-        """The further averages, and the raw weights if `raw`, by name."""
-        weights = {name: ema.state_dict() for name, ema in self.averages.by_name.items()}
-        del weights["ema"]
-        weights |= {"raw": dict(self.network.state_dict())} if raw else {}
-        return {name: gather_full(tensors, keep) for name, tensors in weights.items()}
-
-    def load(self, folder: Path) -> None:
-        """Load the tensors of a checkpoint.
-
-        Raises:
-            ValueError: If they do not fit this network.
-        """
-        current = self.network.state_dict()
-        weights = {
-            name: distribute_like(current[name], value) if name in current else value
-            for name, value in load_file(folder / "weights.safetensors").items()
-        }
-        try:
-            self.network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise UserError(f"{folder} does not fit the network: {error}") from error
-        for name, ema in self.averages.by_name.items():
-            ema.load_state_dict(load_file(folder / f"{name}.safetensors"))
-        parameters = dict(self.network.named_parameters())
-        for name, value in load_file(folder / "optimizer.safetensors").items():
-            owner, _, key = name.rpartition(":")
-            parameter = parameters[owner]
-            if value.shape == parameter.shape:
-                # In the memory format of the parameter, as the optimiser creates it.
-                value = distribute_like(parameter, value)
-                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            # Adam's step count is a scalar, which the optimiser keeps on the CPU unless fused.
-            elif self.optimizer.param_groups[0].get("fused"):
-                value = value.to(parameter.device)
-            self.optimizer.state[parameter][key] = value
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -106,6 +43,7 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: int,
     keep_every: int | None = None,
+    describe: Callable[[Path], object] = lambda folder: None,
 ) -> None:
     """Write a checkpoint atomically, then remove the oldest.
 
@@ -114,12 +52,14 @@ def save_checkpoint(
         tensors: `TrainingState.tensors()`.
         state: Plain values for state.json.
         keep: Number of valid checkpoints to keep, this one included.
-        keep_every: Also keep those whose step is a multiple of this.
+        keep_every: Also keep the first checkpoint at or after each multiple of this.
+        describe: Writes further files into a folder: what the weights are of.
     """
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
+        describe(aside)
         _write_checkpoint(aside, tensors, state)
         if folder.exists():  # a damaged one, which was skipped on resume
             shutil.rmtree(folder)
@@ -132,7 +72,7 @@ def save_checkpoint(
 
 
 def remove_unfinished(run: Path) -> None:
-    """Remove partial files that a killed process left in a run."""
+    """Remove partial files that a killed process left in a run, which nobody may be writing."""
     for pattern in UNFINISHED:
         for path in run.glob(pattern):
             if path.is_dir():
@@ -200,13 +140,16 @@ def _write_checkpoint(
 
 def _remove_oldest(newest: Path, keep: int, keep_every: int | None) -> None:
     """Keep `newest`, which was just written, and the newest `keep` - 1 other valid ones."""
-    kept = 1
-    for folder in list_checkpoints(newest.parent.parent):
+    kept, folders = 1, list_checkpoints(newest.parent.parent)
+    # By interval; the newest come first, so the oldest of an interval replaces the others.
+    first = {checkpoint_step(folder) // keep_every: folder for folder in folders if keep_every}
+    first.pop(0, None)
+    for folder in folders:
         if folder == newest:
             continue
         if kept < keep:
             kept += find_damage(folder) is None
-        elif not keep_every or checkpoint_step(folder) % keep_every:
+        elif folder not in first.values():
             shutil.rmtree(folder, ignore_errors=True)
 
 

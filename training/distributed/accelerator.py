@@ -61,13 +61,14 @@ def has_fast_bf16(device: torch.device) -> bool:
 def make_layout(config: TrainConfig) -> Layout:
     """Make the layout of the global batch over the processes.
 
+    With micro_batch_size=auto, that of whole shares; `training.memory.fit` divides them.
+
     Raises:
         ValueError: If processes and micro-batches do not divide the batch.
     """
     state = join()
-    return Layout(
-        config.batch_size, state.num_processes, state.process_index, config.micro_batch_size
-    )
+    micro = None if config.micro_batch_size == "auto" else config.micro_batch_size
+    return Layout(config.batch_size, state.num_processes, state.process_index, micro)
 
 
 def make_accelerator(config: TrainConfig, layout: Layout) -> Accelerator:

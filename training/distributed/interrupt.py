@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import time
 from types import FrameType
 from typing import Any
@@ -61,7 +62,8 @@ class StopRequest:
 
     def _stop(self, reason: str) -> None:
         self.reason, self._requested_at = reason, time.monotonic()
-        _write_stderr(f"\n{reason}: finishing the step, then saving\n")
+        below_bar = "\n" if os.isatty(2) else ""
+        _write_stderr(f"{below_bar}{reason}: finishing the step, then saving\n")
 
 
 def _write_stderr(message: str) -> None:
@@ -71,6 +73,8 @@ def _write_stderr(message: str) -> None:
     """
     for stream, text in ((1, "\n"), (2, message)):
         try:
-            os.write(stream, text.encode())
+            # Whether a terminal or a pipe is broken shows only in writing; a file would keep it.
+            if stream == 2 or not stat.S_ISREG(os.fstat(stream).st_mode):
+                os.write(stream, text.encode())
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)

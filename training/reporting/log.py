@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,21 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from PIL import Image
-from tqdm.auto import tqdm
 
-from ddpm_sa.atomic_files import write_atomically
 from ddpm_sa.diffusion.loss_by_timestep import Buckets
 from ddpm_sa.errors import UserError
+from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.image_format import from_pil
+from ddpm_sa.progress import ProgressBar, write_line
 from training.config import TrainConfig
 from training.distributed.accelerator import by_process_0
 from training.loop import Progress
 from training.reporting.loss_figure import draw_losses
 from training.saved_config import to_plain
+
+# Lines for 100,000 updates, in a log that is no terminal: about 150 kB.
+MOST_LINES = 2500
+SKIPS_SHOWN = 20  # skipped updates that are described
 
 
 class RunLog:
@@ -50,17 +53,20 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         self._thread_hook, threading.excepthook = threading.excepthook, _defer_disk_errors
         by_process_0(self._open, f"the records of {self.config.output_dir} cannot be written")
-        self.bar = tqdm(
+        limit = self.config.time_limit
+        self.progress = ProgressBar(
+            "",
+            "step",
             total=self.config.steps,
-            initial=self.step,
-            unit="step",
-            disable=not self.accelerator.is_main_process,
-            dynamic_ncols=True,
+            done=self.step,
+            shown=self.accelerator.is_main_process,
+            every=line_interval(self.config.log_every, self.config.steps),
+            time_limit=None if limit is None else 60 * limit,
         )
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self.bar.close()
+        self.progress.close()
         threading.excepthook = self._thread_hook
         try:
             for tracker in self.accelerator.trackers:
@@ -91,20 +97,21 @@ class RunLog:
             self.grad_norms.append(progress.grad_norm)
             self.buckets.add(progress.t, progress.losses)
         else:
-            self.skipped += 1
-            self.bar.write(f"{progress.skipped}; this update is skipped", file=sys.stderr)
+            self._report_skipped(progress.skipped)
         self.durations.append(progress.seconds)
         self.seconds += progress.seconds
         rate = self.config.batch_size / float(np.mean(self.durations))
-        self.bar.set_postfix_str(f"loss {progress.loss:.4f}, {rate:.0f} images/s", refresh=False)
-        self.bar.update()
+        loss = finite_mean(self.losses)
+        self.progress.update(
+            note=f"loss {'-' if loss is None else f'{loss:.4f}'}, {rate:.0f} images/s"
+        )
         complete = progress.step % self.config.log_every == 0
         if not complete and progress.step != self.config.steps:
             return
         self._record(
             {
                 "step": progress.step,
-                "loss": finite_mean(self.losses),
+                "loss": loss,
                 "lr": progress.lr,
                 "grad_norm": finite_mean(self.grad_norms),
                 "loss_by_timestep": self.buckets.means(),
@@ -153,7 +160,7 @@ class RunLog:
         def write() -> None:
             figure = draw_losses(self.path, self.buckets.names)
             if isinstance(figure, str):
-                self.bar.write(f"no {picture.name}: {figure}", file=sys.stderr)
+                write_line(f"no {picture.name}: {figure}")
                 return
             with write_atomically(picture) as partial:
                 figure.savefig(partial, format="png", dpi=100)
@@ -170,6 +177,12 @@ class RunLog:
             f"stopped at step {self.step} of {config.steps}{skipped} by "
             f"{reason or 'another process'}: {config.output_dir}/model; continue with --resume auto"
         )
+
+    def _report_skipped(self, reason: str) -> None:
+        self.skipped += 1
+        if self.accelerator.is_main_process and self.skipped <= SKIPS_SHOWN:
+            more = "; further ones are only counted" if self.skipped == SKIPS_SHOWN else ""
+            write_line(f"{reason}; this update is skipped{more}")
 
     def _record(self, row: dict[str, Any]) -> None:
         curves: dict[str, float] = {}
@@ -206,6 +219,16 @@ class RunLog:
             # TensorBoard uses the name as its folder.
             name = "logs" if tracker == "tensorboard" else "ddpm_sa"
             self.accelerator.init_trackers(name, init_kwargs=options)
+
+
+def line_interval(log_every: int, steps: int) -> int:
+    """Updates between two lines of the log, for a standard error that is no terminal.
+
+    It is `log_every`, or the smallest multiple with at most `MOST_LINES` lines, if there are up to
+    100,000 steps; a longer run may have as many lines for each 100,000.
+    """
+    most = MOST_LINES * max(1.0, steps / 100_000)
+    return log_every * math.ceil(steps / log_every / most)
 
 
 def finite_mean(values: list[float]) -> float | None:

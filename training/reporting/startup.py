@@ -1,22 +1,19 @@
 """The report at the start of a run: data, network, batches, memory, and likely mistakes."""
 
 import os
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention_slots import attention_layers
+from ddpm_sa.models.sizing import AUTO
 from ddpm_sa.models.unet import UNet
 from training.config import OptimConfig, TrainConfig
 from training.draws import Layout
+from training.memory.forecast import Memory
 from training.network import height_and_width
-from training.objective import fine_tuning_warnings
 
-MIB = 2**20
 FEW_IMAGES, SMALL_BATCH = 500, 16
 # Names of sources whose images change their meaning when mirrored.
 MIRRORED = ("mnist", "digit", "svhn")
@@ -24,63 +21,45 @@ MIRRORED = ("mnist", "digit", "svhn")
 LARGE_GRID = 64
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Memory that one process needs for training, in bytes.
-
-    Attributes:
-        weights, averages, optimizer, gradients: In float32.
-        activations: Saved for the backward pass of a micro-batch; None: unknown.
-    """
-
-    weights: int
-    averages: int
-    optimizer: int
-    gradients: int
-    activations: int | None
-
-    def __str__(self) -> str:
-        parts = [
-            f"{name} {_size(value)}"
-            for name, value in (
-                ("weights", self.weights),
-                ("averages", self.averages),
-                ("optimiser", self.optimizer),
-                ("gradients", self.gradients),
-                ("activations", self.activations),
-            )
-            if value is not None
-        ]
-        known = self.weights + self.averages + self.optimizer + self.gradients
-        without = ", activations not counted" if self.activations is None else ""
-        return f"about {_size(known + (self.activations or 0))}: {', '.join(parts)}{without}"
-
-
 def startup_report(
-    config: TrainConfig, layout: Layout, images: Images, network: UNet, start: int
+    config: TrainConfig,
+    layout: Layout,
+    images: Images,
+    network: UNet,
+    memory: Memory,
+    start: int,
 ) -> str:
     """Describe in a few lines what will be trained, and warn about likely mistakes."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     attention = ", ".join(attention_places(network)) or "no level"
     per_epoch = images.length / config.batch_size
-    notes = fine_tuning_warnings(config)
+    optim = config.optim.for_steps(config.steps)
+    notes = []
     if config.sharding == "fsdp" and layout.processes == 1:
         notes.append(
             "warning     sharding=fsdp has only one process, so the network is not sharded"
         )
+    if layout.micro < min(layout.micro_batch_size or 1, layout.share) / 2:
+        notes.append(
+            f"warning     micro-batches of {layout.micro} are slow; {layout.share} images have no "
+            f"larger divisor up to micro_batch_size={config.micro_batch_size}: choose another "
+            "batch_size"
+        )
     lines = [
         *images.describe(config.data.source),
         f"network     {parameters:,} parameters, attention at {attention}",
+        f"levels      {describe_levels(config, images, network)}",
         f"processes   {layout.processes} on {network.device}, precision {config.mixed_precision}"
         + (f", sharding {config.sharding}" if config.sharding != "none" else ""),
         f"batch       {config.batch_size} = {layout.processes} processes x {layout.accumulation} "
         f"accumulated x {layout.micro} images",
-        f"memory      {estimate_memory(config, layout, network)}; on each process",
+        f"memory      {memory}; on each process",
         f"steps       {start} to {config.steps}, {per_epoch:.1f} per epoch, "
         f"{config.steps / per_epoch:.1f} epochs",
-        f"lr          {describe_learning_rate(config.optim)}",
+        f"lr          {describe_learning_rate(optim)}",
         f"intervals   {describe_intervals(config, images.validation is not None)}",
         *notes,
+        *(f"warning     {warning}" for warning in memory.warnings),
         *(f"warning     {warning}" for warning in find_warnings(config, images, network)),
     ]
     return "\n".join(lines)
@@ -100,8 +79,21 @@ def attention_places(network: UNet) -> dict[str, tuple[int, int]]:
     return places
 
 
+def describe_levels(config: TrainConfig, images: Images, network: UNet) -> str:
+    """Describe the size and width of each level, and what they follow from."""
+    height, width = height_and_width(network.config["sample_size"])
+    channels = network.config["block_out_channels"]
+    sizes = [f"{height >> level}x{width >> level}" for level in range(len(channels))]
+    words = f"{', '.join(sizes)} with {', '.join(map(str, channels))} channels"
+    if (height, width) != tuple(images.format.size):
+        words += f"; images are extended to {height}x{width}, which can be halved"
+    if config.model.init_from is None and config.model.preset == AUTO:
+        words += "; from the size of the images (model.preset=auto)"
+    return words
+
+
 def describe_learning_rate(config: OptimConfig) -> str:
-    """Describe the learning rate schedule."""
+    """Describe the learning rate schedule, of settings from `OptimConfig.for_steps`."""
     words = f"{config.lr:g}"
     if config.warmup_steps:
         words = f"from 0 to {config.lr:g} at step {config.warmup_steps}"
@@ -122,51 +114,6 @@ def describe_intervals(config: TrainConfig, held_out: bool) -> str:
     return ", ".join(words) + ("" if held_out else "; no validation (data.validation)")
 
 
-def estimate_memory(config: TrainConfig, layout: Layout, network: UNet) -> Memory:
-    """Estimate the memory of each process; Adam keeps two means.
-
-    With sharding each process keeps its part, and the full main average for evaluation.
-    """
-    weights = sum(parameter.nbytes for parameter in network.parameters())
-    sharded = config.sharding == "fsdp" and layout.processes > 1
-    part = weights // layout.processes if sharded else weights
-    return Memory(
-        weights=part,
-        averages=part * (1 + len(config.ema.more)) + (weights if sharded else 0),
-        optimizer=2 * part,
-        gradients=part,
-        # Unknown, since checkpointed activations are recomputed.
-        activations=None
-        if config.model.gradient_checkpointing
-        else count_saved_activations(
-            network, layout.micro, config.mixed_precision in ("bf16", "fp16")
-        ),
-    )
-
-
-def count_saved_activations(network: UNet, batch_size: int, half: bool) -> int:
-    """Count the bytes that autograd saves in a forward pass, without running it."""
-    saved: dict[int, tuple[int, Tensor]] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        # Holding the tensor keeps its storage's address unique.
-        storage = tensor.untyped_storage()
-        saved[storage._cdata] = (storage.nbytes(), tensor)
-        return tensor
-
-    config = network.config
-    with FakeTensorMode():
-        twin = UNet(**config).train()
-        x = torch.zeros(batch_size, config["in_channels"], *height_and_width(config["sample_size"]))
-        t = torch.zeros(batch_size, dtype=torch.long)
-        labels = None if config["num_class_embeds"] is None else t
-        own = {parameter.untyped_storage()._cdata for parameter in twin.parameters()}
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=half):
-            twin(x, t, labels)
-    return sum(size for address, (size, _) in saved.items() if address not in own)
-
-
 def find_warnings(config: TrainConfig, images: Images, network: UNet) -> list[str]:
     """Warn about likely mistakes."""
     messages = list(images.notes)
@@ -178,11 +125,17 @@ def find_warnings(config: TrainConfig, images: Images, network: UNet) -> list[st
         messages.append(f"only {images.length} training images: the network will memorise them")
     if config.batch_size < SMALL_BATCH:
         messages.append(f"batch_size={config.batch_size} is small: gradients will be noisy")
-    last = config.optim.decay_steps
-    if last is not None and last < config.steps:
+    if config.optim.warmup_steps >= config.steps:
+        messages.append(
+            f"the learning rate is still rising when the run ends: optim.warmup_steps="
+            f"{config.optim.warmup_steps}, steps={config.steps}; give a smaller "
+            f"--optim.warmup_steps, such as {config.steps // 20}"
+        )
+    last = config.optim.for_steps(config.steps).decay_steps
+    if isinstance(last, int) and last < config.steps:
         messages.append(
             f"the learning rate reaches 0 at step {last}; later updates change nothing; give "
-            f"--optim.decay_steps {config.steps}"
+            "--optim.decay_steps steps"
         )
     for place, (height, width) in attention_places(network).items():
         if height * width >= LARGE_GRID**2:
@@ -206,7 +159,3 @@ def warn_idle_processors() -> str | None:
         f"only {threads} of {processors} processors are used; set OMP_NUM_THREADS="
         f"{processors // processes} before the command to use all"
     )
-
-
-def _size(count: int) -> str:
-    return f"{count / MIB:,.0f} MiB" if count < 10_000 * MIB else f"{count / MIB / 1024:,.0f} GiB"

@@ -107,6 +107,16 @@ def test_going_back_sets_later_checkpoints_aside(straight, pictures, tmp_path, c
     )
 
 
+def test_going_back_twice_sets_aside_what_each_course_had(straight, pictures, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    point = run / "checkpoints" / "step-00000005"
+    for _ in range(2):
+        run_here(arguments(pictures, run, **WATCHED | {"resume": point, "keep_checkpoints": 9}))
+    left = {path.name for path in (run / "checkpoints").glob("step-00000006*")}
+    assert left == {f"step-00000006{end}" for end in ("", ".set-aside", ".set-aside-2")}
+
+
 def test_restart_by_torchrun_goes_on_with_its_own_run_alone(
     straight, pictures, tmp_path, monkeypatch, capsys
 ):

@@ -8,13 +8,13 @@ from safetensors import SafetensorError
 from torch import nn
 
 from training.checkpoint.state import (
-    TrainingState,
     checkpoint_path,
     find_damage,
     load_state,
     newest_checkpoint,
     save_checkpoint,
 )
+from training.checkpoint.training_state import TrainingState
 from training.config import EMAConfig, OptimConfig
 from training.ema import Averages
 from training.objective import make_optimizer
@@ -157,6 +157,15 @@ def test_every_so_many_checkpoints_one_stays(tmp_path):
         )
     left = sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir())
     assert left == [3, 6, 8, 9]
+
+
+def test_one_checkpoint_of_each_interval_stays_whatever_the_steps_of_saving(tmp_path):
+    for step in (100, 200, 300, 400, 500, 600, 700, 777, 800, 900, 1000, 1100):
+        tensors = make_training_state().tensors()
+        save_checkpoint(checkpoint_path(tmp_path, step), tensors, {}, keep=2, keep_every=325)
+    left = sorted(int(path.name[5:]) for path in (tmp_path / "checkpoints").iterdir())
+    # The first at or after 325, 650 and 975, and the two newest.
+    assert left == [400, 700, 1000, 1100]
 
 
 def test_a_damaged_checkpoint_is_written_again(run):

@@ -7,7 +7,7 @@ from PIL import Image
 from tests.support.runs import arguments, picture_folder, run_here, run_there, torchrun
 
 BAD_INPUTS = {
-    "batch": ({"micro_batch_size": 3}, "batch_size=8 is not divisible by 1 processes x"),
+    "batch": ({"batch_size": 0}, "batch_size=0 must be 1 or more"),
     "blocks": (
         {"model__unet": "{block_out_channels: [8, 16, 16], norm_num_groups: 2}"},
         "block_out_channels",
@@ -69,10 +69,10 @@ def test_learned_variance_of_floats_is_refused_before_anything_is_written(tmp_pa
 
 
 def test_program_prints_one_line_and_exits_2(pictures, tmp_path):
-    ended = run_there(arguments(pictures, tmp_path / "run", batch_size=7, micro_batch_size=2))
+    ended = run_there(arguments(pictures, tmp_path / "run", model__attention_resolutions="[5]"))
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
-    assert line.startswith("error: batch_size=7 is not divisible by 1 processes")
+    assert line.startswith("error: attention_resolutions=(5,): no level is 5 pixels high")
     assert not (tmp_path / "run").exists()
 
 

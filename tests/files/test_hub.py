@@ -12,10 +12,10 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load
 
 from ddpm_sa import Pipeline, UNet
-from tests.support.hub import local_hub
+from tests.support.hub import TOKEN, local_hub
 from tests.support.reference import SMALL, randomise_
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,14 @@ def test_only_the_weights_that_are_loaded_are_fetched(tmp_path):
                 f"unet/{name}.bin",
                 f"vae/{name}.safetensors",
                 "text_encoder/model.safetensors",
+                *("pipeline.py", "unet/modeling.py", "scheduler/scheduler.py", "unet/a.pt"),
             },
         ),
         "me/bin": (configs | {f"unet/{name}.bin"}, {f"unet/{name}.fp16.bin"}),
+        "me/mixed": (
+            configs | {f"unet/{name}.fp16.safetensors", f"unet/{name}.bin"},
+            {f"unet/{name}.fp16.bin"},
+        ),
         "me/shards": (configs | shards, {f"unet/{name}-00001-of-00002.bin"}),
         "me/root": ({"config.json", f"{name}.safetensors"}, {f"{name}.bin"}),
     }
@@ -99,12 +104,18 @@ def test_only_the_weights_that_are_loaded_are_fetched(tmp_path):
 import json
 from ddpm_sa.model_folder import local_folder
 fetched = {{}}
+local_folder("me/mixed", "fp16")  # what lies in the cache of another variant is not it
 for repo in {list(fetched_and_left)!r}:
     folder = local_folder(repo)
     files = (path for path in folder.rglob("*") if path.is_file())
     fetched[repo] = [path.relative_to(folder).as_posix() for path in files]
+folder = local_folder("me/configs", weights=False)
+files = (path for path in folder.rglob("*") if path.is_file())
+fetched["me/configs"] = [path.relative_to(folder).as_posix() for path in files]
 print(json.dumps(fetched))
 """
+    # What fine-tuning reads before it builds the network.
+    fetched_and_left["me/configs"] = (configs, {f"unet/{name}.safetensors", f"unet/{name}.bin"})
     with local_hub() as (address, repositories):
         for repo, (fetched, left) in fetched_and_left.items():
             repositories[repo] = dict.fromkeys(fetched | left, b"{}")
@@ -112,6 +123,70 @@ print(json.dumps(fetched))
     assert done.returncode == 0, done.stderr[-2000:]
     for repo, files in json.loads(done.stdout).items():
         assert set(files) == fetched_and_left[repo][0], repo
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_revision_token_and_cache_are_options_of_both_ways_to_open(folder, tmp_path):
+    """One process, since importing the libraries takes longer than what it does."""
+    Pipeline.from_pretrained(folder).save_pretrained(tmp_path / "v2")
+    later = Pipeline.from_pretrained(folder)
+    later.unet.conv_in.bias.data.fill_(2.0)
+    later.save_pretrained(tmp_path / "v2")
+    program = f"""
+import json, warnings
+warnings.simplefilter("error")
+import torch
+from ddpm_sa import Pipeline, UNet
+from sampling.common.model_loading import open_model
+told, cache = {{}}, {{"cache_dir": {str(tmp_path / "cache")!r}}}
+def first(name, open):
+    try:
+        unet = open()
+        unet = getattr(unet, "unet", unet)
+        told[name] = [unet.conv_in.bias[0].item(), str(unet.dtype)]
+    except ValueError as error:
+        told[name] = str(error)
+for cls in (Pipeline, UNet):
+    def open(repo, **options):
+        return lambda: cls.from_pretrained(repo, **cache, **options)
+    name = cls.__name__
+    first(f"{{name}} main", open("me/digits"))
+    first(f"{{name}} v2", open("me/digits", revision="v2"))
+    first(f"{{name}} v9", open("me/digits", revision="v9"))
+    first(f"{{name}} half", open("me/digits", torch_dtype=torch.bfloat16))
+    first(f"{{name}} token", open("private/digits", token={TOKEN!r}))
+    first(f"{{name}} no token", open("private/other", token=False))
+    first(f"{{name}} kept", open("me/digits", revision="v2", local_files_only=True))
+    first(f"{{name}} not kept", open("me/never", local_files_only=True))
+first("--model", lambda: open_model("me/digits@v2"))
+print(json.dumps(told))
+"""
+    with local_hub() as (address, repositories):
+        for name in ("me/digits", "private/digits", "private/other"):
+            repositories[name] = files_of(folder)
+        repositories["me/digits@v2"] = files_of(tmp_path / "v2")
+        done = run(program, address, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "deprecated" not in done.stderr
+    told = json.loads(done.stdout)
+    bias = Pipeline.from_pretrained(folder).unet.conv_in.bias
+    main = [pytest.approx(bias[0].item()), "torch.float32"]
+    for cls in ("Pipeline", "UNet"):
+        assert told[f"{cls} main"] == told[f"{cls} token"] == main
+        assert told[f"{cls} v2"] == told[f"{cls} kept"] == [2.0, "torch.float32"]
+        assert told[f"{cls} v9"] == "me/digits has no revision 'v9'"
+        half = [bias[0].bfloat16().item(), "torch.bfloat16"]
+        assert told[f"{cls} half"] == half
+        for name, repo in (("no token", "private/other"), ("not kept", "me/never")):
+            said = told[f"{cls} {name}"]
+            assert said.startswith(f"{repo} is not a local folder, and was not found on the")
+            assert "\n" not in said
+    assert told["--model"] == [2.0, "torch.float32"]
+    assert (tmp_path / "cache").is_dir()
 
 
 @pytest.mark.slow

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_sa.atomic_files import write_atomically
+from ddpm_sa.files.atomic_files import write_atomically
 
 # Writes half of a file, says so, and waits to be killed.
 WRITER = """
 import sys, time
 from pathlib import Path
-from ddpm_sa.atomic_files import write_atomically
+from ddpm_sa.files.atomic_files import write_atomically
 with write_atomically(Path(sys.argv[1])) as partial:
     partial.write_text("half")
     print("written", flush=True)

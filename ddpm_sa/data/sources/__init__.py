@@ -1,0 +1,1 @@
+"""What images are read from: folders, tables and arrays, each opened as a `Source`."""
