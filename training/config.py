@@ -39,7 +39,7 @@ class ModelConfig:
     """A network of ddpm_sa.models.presets, initialised as the paper does. auto: the network that
     follows from the size of the images (ddpm_sa.models.sizing): levels until 4 to 8 pixels are
     left, with attention where there are at most 16."""
-    width: int | None = None
+    width: Count | None = None
     """Channels of the first level, which the widths of the other levels follow; for preset auto
     only. None: 128."""
     init_from: str | None = None
