@@ -166,7 +166,10 @@ def test_settings_of_a_file_give_way_and_the_report_says_so(tmp_path):
         (["--schedule.num_timesteps", "10"], "--schedule.num_timesteps 10, but it has 1000"),
         (["--schedule.beta_end", "0.5"], "--schedule.beta_end 0.5, but it has 0.02"),
         (["--objective.learned_variance", "true"], "learned_variance True, but it has False"),
-        (["--model.preset", "tiny"], "--model.preset tiny has no effect"),
+        (
+            ["--model.preset", "tiny"],
+            "--model.preset has no effect: the network is that of model.init_from=",
+        ),
     ],
 )
 def test_a_flag_that_contradicts_the_model_names_both_values(tmp_path, words, message):
