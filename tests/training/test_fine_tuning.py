@@ -168,7 +168,7 @@ def test_settings_of_a_file_give_way_and_the_report_says_so(tmp_path):
         (["--objective.learned_variance", "true"], "learned_variance True, but it has False"),
         (
             ["--model.preset", "tiny"],
-            "--model.preset has no effect: the network is that of model.init_from=",
+            "--model.preset has no effect: the network is that of",
         ),
     ],
 )
