@@ -108,8 +108,8 @@ class Settings(SamplerSettings):
             reason = "without --data, the real images are those of the first model's run"
             unused |= dict.fromkeys(("fit", "split"), reason)
         if not self.model:
-            names = [field.name for field in dataclasses.fields(SamplerSettings)]
-            names += ["num_images", "likelihood", "losses", "weights", "dtype", "seed"]
+            names = {field.name for field in dataclasses.fields(SamplerSettings)} - {"device"}
+            names |= {"num_images", "likelihood", "losses"}
             unused |= dict.fromkeys(names, "no --model is given, and --samples are not sampled")
         return unused
 

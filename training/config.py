@@ -39,7 +39,7 @@ class ModelConfig:
     """A network of ddpm_sa.models.presets, initialised as the paper does. auto: the network that
     follows from the size of the images (ddpm_sa.models.sizing): levels until 4 to 8 pixels are
     left, with attention where there are at most 16."""
-    width: int | None = None
+    width: Count | None = None
     """Channels of the first level, which the widths of the other levels follow; for preset auto
     only. None: 128."""
     init_from: str | None = None
@@ -130,10 +130,6 @@ class ScheduleConfig:
             f"schedule.beta_start={self.beta_start} must be at most "
             f"schedule.beta_end={self.beta_end}",
         )
-
-    def unused(self) -> dict[str, str]:
-        reason = "schedule.kind=cosine has betas of its own"
-        return dict.fromkeys(("beta_start", "beta_end"), reason) if self.kind == "cosine" else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +281,10 @@ class TrainConfig:
             unused |= dict.fromkeys(("validate_every", "num_validation"), reason)
         elif not self.validate_every:
             unused["num_validation"] = "validate_every=0"
+        # In fine-tuning the schedule is the model's, whatever kind is given here.
+        if self.schedule.kind == "cosine" and self.model.init_from is None:
+            reason = "schedule.kind=cosine has betas of its own"
+            unused |= dict.fromkeys(("schedule.beta_start", "schedule.beta_end"), reason)
         if self.resume == "never" and self.model.init_from is None:
             unused["override"] = "resume=never starts a new run"
         return unused

@@ -96,7 +96,7 @@ def test_validation_that_cannot_be_is_refused(labelled, validation, message):
 
 
 def test_share_must_be_a_share():
-    with pytest.raises(ValueError, match=r"validation=1\.5 must be a share"):
+    with pytest.raises(ValueError, match=r"validation=1\.5 must be above 0 and below 1, a split"):
         DataConfig(source="x", validation=1.5)
 
 

@@ -169,7 +169,10 @@ def test_settings_of_a_file_give_way_and_the_report_says_so(tmp_path):
             "--schedule.beta_end 0.5, but it has 0.02",
         ),
         (["--objective.learned_variance", "true"], "learned_variance True, but it has False"),
-        (["--model.preset", "tiny"], "--model.preset has no effect"),
+        (
+            ["--model.preset", "tiny"],
+            "--model.preset has no effect: the network is that of",
+        ),
     ],
 )
 def test_a_flag_that_contradicts_the_model_names_both_values(tmp_path, words, message):
