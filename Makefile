@@ -1,4 +1,4 @@
-# make demo   train on 5,000 real digits, sample a grid, draw where the attention looks
+# make demo   train on 5,000 real digits, sample a grid, draw attention maps
 # make test   the default suite      make test-slow   the rest      make test-gpu   on a GPU
 # make test-oldest   the default suite with the lowest versions that pyproject.toml allows
 # make check  lint, format, types, and the documentation
@@ -39,7 +39,7 @@ demo: setup
 		--output_dir runs/demo/digits
 	$(BIN)/python sampling/attention.py --model runs/demo/model $(GUIDED) --output_dir runs/demo/attention
 	@echo "The digits: runs/demo/digits/grid.png"
-	@echo "Where their pixels look: runs/demo/attention/attention.png"
+	@echo "The attention maps: runs/demo/attention/attention.png"
 
 test: setup
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal

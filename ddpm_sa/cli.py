@@ -83,8 +83,8 @@ def parse(
         checked = config(**vars(parser.instantiate(settings)))
         given = given_flags(argv)
         for flag, reason in unused_settings(checked):
-            used = not any(name == flag or name.startswith(f"{flag}.") for name in given)
-            require(used, f"--{flag} has no effect: {reason}")
+            is_given = any(name == flag or name.startswith(f"{flag}.") for name in given)
+            require(not is_given, f"--{flag} has no effect: {reason}")
         return checked
     except (ArgumentError, UserError) as error:
         raise UserError(f"{_one_line(str(error))} (--help lists every setting)") from error

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from ddpm_sa.condition import NO_CONDITION, Condition, checked_labels
 from ddpm_sa.diffusion.prediction import Prediction, prediction
-from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.errors import UserError
 from ddpm_sa.guidance.base import Guidance
-from ddpm_sa.guidance.by_name import Kind, check_together, make_guidance
+from ddpm_sa.guidance.by_name import Kind, check_together, check_weaker, make_guidance
 from ddpm_sa.image_format import ImageFormat, from_tensor, padded_size, to_pil
 from ddpm_sa.pipeline_files import PipelineFiles, check_channels
 from ddpm_sa.randomness import standard_normal
@@ -318,30 +317,6 @@ class Pipeline(PipelineFiles):
             class_labels = [index % num_named for index in indices]
         labels = checked_labels(class_labels, len(indices), config.num_class_embeds, names)
         return Condition(class_labels=labels)
-
-
-def check_weaker(pipeline: Pipeline, weaker: Pipeline) -> None:
-    """Refuse a weaker model whose predictions mean something else at the same x_t and t.
-
-    Raises:
-        ValueError: If it predicts another quantity, was trained with another noise schedule, or is
-            of images of another format.
-    """
-    pipelines = (pipeline, weaker)
-    ours, theirs = (each.scheduler.config.prediction_type for each in pipelines)
-    if ours != theirs:
-        raise UserError(f"the weaker model predicts {theirs!r}, the model {ours!r}")
-    for name in ("channels", "size", "bit_depth", "value_range", "labels"):
-        ours, theirs = (getattr(each.image_format, name) for each in pipelines)
-        # A folder of diffusers has no names of its classes.
-        if ours != theirs and None not in (ours, theirs):
-            raise UserError(f"the weaker model is of images with {name}={theirs}, the model {ours}")
-    betas, others = (NoiseSchedule.from_scheduler(each.scheduler).betas for each in pipelines)
-    if len(betas) != len(others) or not betas.allclose(others):
-        raise UserError(
-            "the weaker model was trained with another noise schedule than the model: at the same "
-            "timestep, it expects another amount of noise"
-        )
 
 
 def _call_back(pipeline: Pipeline, callback: StepEnd | None, step: Step) -> Tensor | None:

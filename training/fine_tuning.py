@@ -35,11 +35,6 @@ def follow_saved_model(
     model = config.model.init_from
     if model is None:
         return config, []
-    require(
-        "model.preset" not in flags,
-        f"--model.preset {config.model.preset} has no effect with model.init_from={model}, which "
-        "has a network of its own; leave one of them out",
-    )
     saved = saved_scheduler(model)
     require(
         saved is not None or config.schedule.kind != "saved",

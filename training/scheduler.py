@@ -6,7 +6,6 @@ from typing import Any
 
 from diffusers import DDPMScheduler
 
-from ddpm_sa.diffusion.prediction import PREDICTIONS
 from ddpm_sa.errors import UserError, require
 from ddpm_sa.model_folder import (
     NETWORK_CONFIGS,
@@ -69,7 +68,7 @@ def saved_scheduler(folder_or_repo: str) -> dict[str, Any] | None:
         The arguments; None for a network without a scheduler.
 
     Raises:
-        UserError: If the scheduler has no betas, or the prediction type is not trained here.
+        UserError: If the scheduler cannot be read, or contradicts the network or itself.
     """
     folder = local_folder(folder_or_repo, weights=False)
     if not any((folder / name).is_file() for name in SCHEDULER_CONFIGS):
@@ -77,22 +76,6 @@ def saved_scheduler(folder_or_repo: str) -> dict[str, Any] | None:
     scheduler = load_scheduler(folder)
     saved, known = scheduler.config, inspect.signature(DDPMScheduler).parameters
     settings = {name: saved[name] for name in known if saved.get(name) is not None}
-    lacking = {"num_train_timesteps", "beta_schedule", "prediction_type"} - settings.keys()
-    require(
-        not lacking,
-        f"{folder_or_repo} has a {type(scheduler).__name__}, which has no {', '.join(lacking)}; "
-        "only a model of DDPM's noise schedule can be fine-tuned",
-    )
-    require(
-        settings["prediction_type"] in PREDICTIONS,
-        f"{folder_or_repo} has prediction_type={settings['prediction_type']}, which is not trained "
-        f"here; known are {', '.join(PREDICTIONS)}",
-    )
-    steps, betas = settings["num_train_timesteps"], settings.get("trained_betas")
-    require(
-        betas is None or len(betas) == steps,
-        f"{folder_or_repo} has num_train_timesteps={steps} and other than {steps} trained_betas",
-    )
     learned = predicts_variance(folder_or_repo)
     variance = settings.setdefault("variance_type", "learned_range" if learned else "fixed_small")
     require(

@@ -108,15 +108,17 @@ class DataConfig:
 
     def unused(self) -> dict[str, str]:
         unused = {}
-        if self.streaming:
+        # Held-out images of another place are opened with the same settings, and never streamed.
+        only = not isinstance(self.validation, str)
+        if not self.streaming:
+            unused["shuffle_buffer"] = "data.streaming=false shuffles all images"
+        elif only:
             reason = "data.streaming=true keeps nothing on the disk"
             unused |= dict.fromkeys(("memory", "cache_dir"), reason)
-        else:
-            unused["shuffle_buffer"] = "data.streaming=false shuffles all images"
         if not self.class_conditional:
             reason = "data.class_conditional=false"
             unused |= dict.fromkeys(("num_classes", "label_column"), reason)
-        if self.source == "mnist5k" or self.source.endswith(".npy"):
+        if only and (self.source == "mnist5k" or self.source.endswith(".npy")):
             reason = f"data.source={self.source} has neither splits nor columns"
             unused |= dict.fromkeys(("split", "image_column", "label_column"), reason)
         return unused

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from ddpm_sa.diffusion.prediction import prediction
+from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.errors import UserError
 from ddpm_sa.guidance.attention import WithBlurredImage, WithoutAttention, WithSmoothAttention
 from ddpm_sa.guidance.base import Guidance, Weaker, WithoutLabel, WithWeakerNetwork
@@ -87,6 +88,30 @@ def check_together(guide: Any, cache_interval: int) -> None:
         raise UserError(
             "guidance 'sag' evaluates two different images in each step, and cached features fit "
             f"only one: cache_interval={cache_interval} must be 1; or use pag or seg"
+        )
+
+
+def check_weaker(pipeline: Any, weaker: Any) -> None:
+    """Refuse a weaker model whose predictions mean something else at the same x_t and t.
+
+    Raises:
+        ValueError: If it predicts another quantity, was trained with another noise schedule, or is
+            of images of another format.
+    """
+    pipelines = (pipeline, weaker)
+    ours, theirs = (each.scheduler.config.prediction_type for each in pipelines)
+    if ours != theirs:
+        raise UserError(f"the weaker model predicts {theirs!r}, the model {ours!r}")
+    for name in ("channels", "size", "bit_depth", "value_range", "labels"):
+        ours, theirs = (getattr(each.image_format, name) for each in pipelines)
+        # A folder of diffusers has no names of its classes.
+        if ours != theirs and None not in (ours, theirs):
+            raise UserError(f"the weaker model is of images with {name}={theirs}, the model {ours}")
+    betas, others = (NoiseSchedule.from_scheduler(each.scheduler).betas for each in pipelines)
+    if len(betas) != len(others) or not betas.allclose(others):
+        raise UserError(
+            "the weaker model was trained with another noise schedule than the model: at the same "
+            "timestep, it expects another amount of noise"
         )
 
 

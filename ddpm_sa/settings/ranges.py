@@ -57,7 +57,7 @@ class Range:
 
     def rule_for(self, number: float) -> str:
         """The rule that a number outside the range breaks."""
-        if number in (math.inf, -math.inf) or number != number:
+        if not math.isfinite(number) and not self.infinite:
             return f"finite, {self!r}" if repr(self) != "finite" else "finite"
         return "at most 2^63 - 1" if self.most == LARGEST < number else repr(self)
 

@@ -105,7 +105,7 @@ def flags_of(config: type) -> set[str]:
     ("name", "programs"),
     [
         ("training.md", ["training.config"]),
-        ("resuming.md", ["training.config"]),
+        ("resuming.md", ["training.config", "sampling.sample"]),
         (
             "sampling.md",
             ["sampling.sample", "sampling.edit", "sampling.attention", "training.config"],

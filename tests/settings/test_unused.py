@@ -112,6 +112,11 @@ MODES = {
         "--data.shuffle_buffer 9",
         "--data.memory 1|--data.cache_dir x",
     ),
+    ("train", "--data.streaming true --data.validation test"): (
+        "--data.memory 1|--data.cache_dir x",  # held-out images are not streamed
+        "",
+    ),
+    ("train", "--data.source x.npy --data.validation y.parquet"): ("--data.image_column a", ""),
     ("train", "--data.class_conditional true"): (
         "--data.num_classes 4|--data.label_column b|--data.label_dropout 0.1",
         "",

@@ -164,9 +164,12 @@ def test_settings_of_a_file_give_way_and_the_report_says_so(tmp_path):
         (["--objective", "{prediction_type: sample}"], "sample, but it has epsilon"),
         (["--schedule.kind", "cosine"], "--schedule.kind cosine, but it has linear"),
         (["--schedule.num_timesteps", "10"], "--schedule.num_timesteps 10, but it has 1000"),
-        (["--schedule.beta_end", "0.5"], "--schedule.beta_end 0.5, but it has 0.02"),
+        (
+            ["--schedule.kind", "linear", "--schedule.beta_end", "0.5"],
+            "--schedule.beta_end 0.5, but it has 0.02",
+        ),
         (["--objective.learned_variance", "true"], "learned_variance True, but it has False"),
-        (["--model.preset", "tiny"], "--model.preset tiny has no effect"),
+        (["--model.preset", "tiny"], "--model.preset has no effect"),
     ],
 )
 def test_a_flag_that_contradicts_the_model_names_both_values(tmp_path, words, message):
@@ -258,16 +261,22 @@ def test_scheduler_of_another_class_gives_its_betas_and_prediction(name, tmp_pat
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
-        (diffusers.FlowMatchEulerDiscreteScheduler(), "has no .*beta_schedule"),
+        (
+            diffusers.FlowMatchEulerDiscreteScheduler(),
+            "FlowMatchEulerDiscreteScheduler",
+        ),
         (
             diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction"),
-            "prediction_type=flow_prediction, which is not trained here",
+            "prediction_type='flow_prediction'",
         ),
         (
             DDPMScheduler(variance_type="learned_range"),
             "variance_type=learned_range, and",
         ),
-        (DDPMScheduler(num_train_timesteps=7, trained_betas=[0.1]), "other than 7 trained_betas"),
+        (
+            DDPMScheduler(num_train_timesteps=7, trained_betas=[0.1]),
+            "trained_betas has 1 numbers",
+        ),
     ],
 )
 def test_scheduler_that_cannot_be_trained_for_is_refused(scheduler, message, tmp_path):
@@ -293,7 +302,7 @@ def test_learned_variance_follows_the_network(pictures, tmp_path):
 def test_broken_scheduler_is_none_to_pass_over(tmp_path):
     model = save(tmp_path / "model", DDPMScheduler())
     (model / "scheduler" / "scheduler_config.json").write_text("{")
-    with pytest.raises(ValueError, match="is not the configuration of a scheduler"):
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
         resolve(model)
 
 

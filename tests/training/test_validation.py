@@ -93,7 +93,9 @@ def test_two_processes_validate_and_sample_as_one(run, pictures, tmp_path):
 def test_validation_draws_no_number_from_training(run, pictures, tmp_path):
     """The same weights with and without it."""
     without = tmp_path / "run"
-    run_here(arguments(pictures, without, **(CHANGES | {"validate_every": 0})))
+    run_here(
+        arguments(pictures, without, **(CHANGES | {"validate_every": 0, "num_validation": None}))
+    )
     assert validations(without) == []
     one, other = (checkpoint(folder, 6, "weights") for folder in (run, without))
     assert all(one[name].equal(other[name]) for name in one)

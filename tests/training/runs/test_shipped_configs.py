@@ -26,7 +26,7 @@ COMMON = [
     "--sample_every 0",
     "--sample_every 7",
     "--log_every 1000",
-    "--validate_every 3",
+    "--validate_every 3 --data.validation 0.1",
     "--batch_size 1",
     "--batch_size 2",
     "--batch_size 100",
