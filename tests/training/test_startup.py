@@ -108,7 +108,7 @@ def test_micro_batches_that_are_small_for_want_of_a_divisor_are_warned_of() -> N
     config = replace(CONFIG, batch_size=26, micro_batch_size=12)
     network = build_network(config.model, IMAGES, 0)
     layout = Layout(26, micro_batch_size=12)
-    text = startup_report(config, layout, IMAGES, network, 0)
+    text = startup_report(config, layout, IMAGES, network, MEMORY, 0)
     assert "26 = 1 processes x 13 accumulated x 2 images" in text
     assert "micro-batches of 2 are slow; 26 images" in text
 

@@ -85,12 +85,15 @@ def memory_is(monkeypatch):
     ("changes", "message"),
     [
         ({"batch_size": 10**9}, r"batch_size=1000000000 needs .* use at most \d+$"),
-        ({"data__size": 100_000}, "data.size=100000: one image with its noise takes 1"),
+        ({"data__size": 16_000}, "data.size=16000: one image with its noise takes 3,906 MiB"),
         ({"num_samples": 10**9}, r"num_samples=1000000000 needs .* use at most \d+$"),
-        ({"num_validation": 10**12}, "num_validation=1000000000000 needs"),
         (
-            {"data__source": "mnist5k", "data__size": 30_000, "data__flip": "false"},
-            "data.size=30000: one image",
+            {"num_validation": 10**12, "data__validation": 0.25},
+            "num_validation=1000000000000 needs",
+        ),
+        (
+            {"data__source": "mnist5k", "data__size": 15_000, "data__flip": "false"},
+            "data.size=15000: one image",
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -98,7 +101,7 @@ def memory_is(monkeypatch):
 def test_absurd_counts_are_refused_before_anything_is_made(
     pictures, tmp_path, memory_is, changes, message
 ) -> None:
-    memory_is(8 * GIB)
+    memory_is(3 * GIB)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=message):
         run_here(arguments(pictures, tmp_path / "run", **changes))
