@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_sa.errors import UserError, require
-from ddpm_sa.files.json_files import Range, check_choice, read_object, shown
+from ddpm_sa.files.json_files import Number, check_choice, read_object, shown
 
 FILE_NAME = "images.json"
 DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}
@@ -53,10 +53,10 @@ class ImageFormat:
     labels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        Range(low=1, whole=True).check("channels", self.channels)
+        Number(low=1, whole=True).check("channels", self.channels)
         is_pair = isinstance(self.size, tuple | list) and len(self.size) == 2
         require(
-            is_pair and all(map(Range(low=1, whole=True).holds, self.size)),
+            is_pair and all(map(Number(low=1, whole=True).holds, self.size)),
             f"size={shown(self.size)} must be (height, width), whole numbers of at least 1",
         )
         if math.prod(self.shape) > MOST_VALUES:
@@ -75,7 +75,7 @@ class ImageFormat:
         is_pair = isinstance(self.value_range, tuple | list) and len(self.value_range) == 2
         require(
             is_pair
-            and all(map(Range().holds, self.value_range))
+            and all(map(Number().holds, self.value_range))
             and self.value_range[0] < self.value_range[1],
             f"value_range={shown(self.value_range)} must be (lowest, highest), finite numbers",
         )

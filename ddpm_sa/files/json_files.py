@@ -28,8 +28,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Range:
-    """The numbers that a setting may have.
+class Number:
+    """The numbers that a value of a JSON file may be.
 
     Attributes:
         low, high: The least and the greatest.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddpm_sa.errors import UserError, require
-from ddpm_sa.files.json_files import Range, shown
+from ddpm_sa.files.json_files import Number, shown
 from ddpm_sa.models.attention import ATTENTION_KINDS
 from ddpm_sa.models.block_types import blocks_by_level, check_flow
 from ddpm_sa.models.blocks import DownBlock2D, UpBlock2D
@@ -27,23 +27,23 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 # The numbers among the arguments. The upper limits are beyond any network that can be trained; a
 # larger value in a file of weights is a mistake, or meant to fill the memory.
-_COUNT = Range(low=1, high=2**16, whole=True)
-_COUNT_OR_NULL = Range(low=1, high=2**16, whole=True, optional=True)
+_COUNT = Number(low=1, high=2**16, whole=True)
+_COUNT_OR_NULL = Number(low=1, high=2**16, whole=True, optional=True)
 RANGES = {
     "in_channels": _COUNT,
     "out_channels": _COUNT,
-    "layers_per_block": Range(low=1, high=100, whole=True),
+    "layers_per_block": Number(low=1, high=100, whole=True),
     "norm_num_groups": _COUNT_OR_NULL,
     "attn_norm_num_groups": _COUNT_OR_NULL,
     "attention_head_dim": _COUNT_OR_NULL,
     "num_attention_heads": _COUNT_OR_NULL,
     "time_embedding_dim": _COUNT_OR_NULL,
-    "num_class_embeds": Range(low=1, high=10**7, whole=True, optional=True),
-    "num_train_timesteps": Range(low=1, high=10**6, whole=True, optional=True),
-    "freq_shift": Range(),
-    "mid_block_scale_factor": Range(low=0, high=1e6, inside=True),
-    "dropout": Range(low=0, high=1),
-    "norm_eps": Range(low=0, high=1),
+    "num_class_embeds": Number(low=1, high=10**7, whole=True, optional=True),
+    "num_train_timesteps": Number(low=1, high=10**6, whole=True, optional=True),
+    "freq_shift": Number(),
+    "mid_block_scale_factor": Number(low=0, high=1e6, inside=True),
+    "dropout": Number(low=0, high=1),
+    "norm_eps": Number(low=0, high=1),
 }
 MOST_LEVELS = 16
 

@@ -15,7 +15,7 @@ import diffusers
 from ddpm_sa.diffusion.prediction import PREDICTIONS
 from ddpm_sa.diffusion.schedule import BETA_SCHEDULES, NoiseSchedule
 from ddpm_sa.errors import UserError, require
-from ddpm_sa.files.json_files import Range, check_choice, read_object, shown
+from ddpm_sa.files.json_files import Number, check_choice, read_object, shown
 
 # diffusers' schedulers whose configuration describes a DDPM: its betas and its prediction type.
 SCHEDULER_CLASSES = (
@@ -40,13 +40,13 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 # Far more than any training has, and still small in memory.
 MOST_TIMESTEPS = 10**6
 RANGES = {
-    "num_train_timesteps": Range(low=1, high=MOST_TIMESTEPS, whole=True),
-    "beta_start": Range(low=0, high=1, inside=True),
-    "beta_end": Range(low=0, high=1, inside=True),
-    "clip_sample_range": Range(low=0, high=1e6, inside=True),
-    "sample_max_value": Range(low=0, high=1e6, inside=True),
-    "dynamic_thresholding_ratio": Range(low=0, high=1),
-    "solver_order": Range(low=1, high=10, whole=True),
+    "num_train_timesteps": Number(low=1, high=MOST_TIMESTEPS, whole=True),
+    "beta_start": Number(low=0, high=1, inside=True),
+    "beta_end": Number(low=0, high=1, inside=True),
+    "clip_sample_range": Number(low=0, high=1e6, inside=True),
+    "sample_max_value": Number(low=0, high=1e6, inside=True),
+    "dynamic_thresholding_ratio": Number(low=0, high=1),
+    "solver_order": Number(low=1, high=10, whole=True),
 }
 
 
@@ -104,9 +104,9 @@ def _check_settings(kind: type, settings: dict[str, Any]) -> None:
         elif isinstance(default, bool):
             check_choice(name, value, (True, False))
         elif isinstance(default, int):
-            Range(low=-MOST_TIMESTEPS, high=MOST_TIMESTEPS, whole=True).check(name, value)
+            Number(low=-MOST_TIMESTEPS, high=MOST_TIMESTEPS, whole=True).check(name, value)
         elif isinstance(default, float):
-            Range().check(name, value)
+            Number().check(name, value)
         elif isinstance(default, str):
             require(isinstance(value, str), f"{name}={shown(value)} must be a text")
     _check_betas(settings)
@@ -124,5 +124,5 @@ def _check_betas(settings: dict[str, Any]) -> None:
         f"trained_betas has {len(betas)} numbers, and must have num_train_timesteps={timesteps}",
     )
     for t, beta in enumerate(betas):
-        fits = Range(low=0, high=1).holds(beta) and beta > 0
+        fits = Number(low=0, high=1).holds(beta) and beta > 0
         require(fits, f"trained_betas[{t}]={shown(beta)} must be above 0 and at most 1")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm_sa.errors import UserError
-from ddpm_sa.files.json_files import Range, check_choice, read_object, shown
+from ddpm_sa.files.json_files import Number, check_choice, read_object, shown
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -19,7 +19,7 @@ JSON = st.recursive(
 @given(JSON)
 def test_whatever_json_holds_a_range_takes_or_refuses_it_in_one_line(value: Any) -> None:
     fits = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 7
-    numbers = Range(low=1, high=7, whole=True)
+    numbers = Number(low=1, high=7, whole=True)
     assert numbers.holds(value) == fits
     if not fits:
         with pytest.raises(UserError) as refusal:
@@ -34,14 +34,14 @@ def test_whatever_json_holds_a_range_takes_or_refuses_it_in_one_line(value: Any)
 @pytest.mark.parametrize(
     ("numbers", "inside", "outside"),
     [
-        (Range(), [0, -1.5, 10**400], [math.nan, math.inf, -math.inf, "1", None, True]),
-        (Range(low=0, high=1), [0, 1, 0.5], [-1e-9, 1.1]),
-        (Range(low=0, high=1, inside=True), [0.5], [0, 1, math.nan]),
-        (Range(low=2, whole=True, optional=True), [2, None, 10**400], [1, 2.0, False]),
+        (Number(), [0, -1.5, 10**400], [math.nan, math.inf, -math.inf, "1", None, True]),
+        (Number(low=0, high=1), [0, 1, 0.5], [-1e-9, 1.1]),
+        (Number(low=0, high=1, inside=True), [0.5], [0, 1, math.nan]),
+        (Number(low=2, whole=True, optional=True), [2, None, 10**400], [1, 2.0, False]),
     ],
     ids=str,
 )
-def test_ranges_hold_what_they_say(numbers: Range, inside: list[Any], outside: list[Any]) -> None:
+def test_ranges_hold_what_they_say(numbers: Number, inside: list[Any], outside: list[Any]) -> None:
     assert all(map(numbers.holds, inside))
     assert not any(map(numbers.holds, outside))
 
