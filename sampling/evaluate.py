@@ -105,8 +105,7 @@ class Settings(SamplerSettings):
     def unused(self) -> dict[str, str]:
         unused = {}
         if self.data is None:
-            reason = "without --data, the real images are those of the first model's run"
-            unused |= dict.fromkeys(("fit", "split"), reason)
+            unused["fit"] = "without --data, the real images are fitted as in the first model's run"
         if not self.model:
             names = {field.name for field in dataclasses.fields(SamplerSettings)} - {"device"}
             names |= {"num_images", "likelihood", "losses"}

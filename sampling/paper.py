@@ -62,7 +62,7 @@ class Settings(ModelSettings):
         data: Training images, for the Fréchet distance; by default those of the model's run, from
             its config.yaml.
         fit: How images of another size are fitted, as in training: crop, pad, stretch.
-        split: Split of a dataset on the Hub, or of a folder of .parquet files.
+        split: Split of a folder, or of a dataset on the Hub; by default the run's, or train.
         validation: Held-out images, for the bits per dimension and figure 8: a split (such as
             CIFAR-10's test), a folder, a file, or a share of the data; by default the run's.
         features: inception, as in the paper; efficientnet, which needs no download; or a function
@@ -78,7 +78,7 @@ class Settings(ModelSettings):
     experiments: list[Experiment] = dataclasses.field(default_factory=lambda: list(KNOWN))
     data: str | None = None
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    split: str = "train"
+    split: str | None = None
     validation: HeldOut | str | None = None
     features: str = "inception"
     num_images: Several = 50_000
@@ -98,8 +98,7 @@ class Settings(ModelSettings):
             if not experiments & {*self.experiments}
         }
         if self.data is None:
-            reason = "without --data, the images are those of the model's run"
-            unused |= dict.fromkeys(("fit", "split"), reason)
+            unused["fit"] = "without --data, the images are fitted as in the model's run"
         return unused
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_sa import folder_lock
 from ddpm_sa.errors import UserError
+from ddpm_sa.files import folder_lock
 from ddpm_sa.files.folder_lock import hold_folder, lock_beside, lock_in
 
 ELSEWHERE = {"pid": 7, "host": "elsewhere", "since": "2026-01-02 03:04:05", "command": "train.py"}

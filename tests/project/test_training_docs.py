@@ -2,9 +2,17 @@
 
 import re
 
+from tests import test_replacement
+from tests.files import test_folder_lock
 from tests.support.runs import ROOT
 from tests.training import test_loop, test_nonfinite
-from tests.training.checkpoint import test_faults, test_kills, test_resume, test_state
+from tests.training.checkpoint import (
+    test_faults,
+    test_kills,
+    test_locks,
+    test_resume,
+    test_state,
+)
 from tests.training.distributed import test_interrupt, test_launchers
 from training.saved_config import MAY_CHANGE_ON_RESUME
 
@@ -21,6 +29,19 @@ HELD_BY = {
     "`accelerate launch` or torchrun": (
         test_launchers.test_end_of_accelerate_launch_ends_the_run_well,
         test_launchers.test_end_of_torchrun_ends_the_run_well,
+    ),
+    "killed while `model/`": (
+        test_replacement.test_model_killed_at_any_step_of_its_replacement_is_whole,
+    ),
+    "another run is started": (
+        test_locks.test_of_two_runs_on_one_folder_the_second_is_refused,
+        test_locks.test_of_two_runs_on_one_folder_the_second_is_refused_each_time,
+        test_locks.test_run_waits_for_the_end_of_an_earlier_one,
+    ),
+    "the process that held": (
+        test_locks.test_folder_of_a_killed_run_is_free_at_once,
+        test_folder_lock.test_silent_lock_of_another_machine_is_taken_over,
+        test_folder_lock.test_without_locks_the_heartbeat_decides,
     ),
     "`--time_limit`": (test_resume.test_run_stopped_twice_leaves_the_samples_of_one_that_was_not,),
     "SIGKILL": (
@@ -71,4 +92,5 @@ def test_every_fault_in_the_table_is_held_by_tests():
 
 def test_settings_that_may_change_are_those_listed():
     listed = PAGE.partition("A resumed run may change")[2].partition("\n\n")[2]
+    listed = listed.partition("\n\n")[0]
     assert {*re.findall(r"`([^`]+)`", listed)} == MAY_CHANGE_ON_RESUME

@@ -268,7 +268,7 @@ def test_an_image_of_one_grey_is_drawn_without_a_line():
         (["--index", -1], "index=-1 must be at least 0"),
         (["--steps", 0], "steps=0"),
         (["--scheduler", "none"], "known are ddpm"),
-        (["--guidance.scale", 2], "guidance settings without guidance.kind"),
+        (["--guidance.scale", 2], "--guidance.scale has no effect: guidance.kind=none"),
         (["--guidance.kind", "auto"], "guidance 'auto' needs a weaker model"),
         (["--scheduler_options.beta", 2], "beta"),
         (["--class_label", 0], "num_class_embeds"),

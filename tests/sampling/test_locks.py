@@ -17,7 +17,7 @@ import sampling.edit
 import sampling.evaluate
 import sampling.paper
 import sampling.sample
-from ddpm_sa import folder_lock
+from ddpm_sa.files import folder_lock
 from ddpm_sa.files.folder_lock import hold_folder, lock_beside, lock_in
 from tests.support.workers import Workers, wait_until
 from tests.training.checkpoint.test_locks import impatient

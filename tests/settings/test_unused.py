@@ -78,14 +78,14 @@ MODES = {
         ]
     },
     ("evaluate", "--data x"): ("--fit pad|--split test|--seed 1|--num_images 5", ""),
-    ("evaluate", "--seed 0"): ("--validation 0.1", "--fit pad|--split test"),
+    ("evaluate", "--seed 0"): ("--validation 0.1|--split test", "--fit pad"),
     ("evaluate samples", "--samples a"): (
         "--nearest 5|--features x|--batch_size 2|--device cpu",
         "--steps 3|--num_images 5|--likelihood 5|--losses 5|--weights raw|--dtype bfloat16|"
         + SAMPLER,
     ),
     ("paper", "--data x"): ("--fit pad|--split test|--steps 2|--likelihood 2|--num_images 2", ""),
-    ("paper", "--experiments table1"): ("--features x|--steps 2", "--fit pad|--split test"),
+    ("paper", "--experiments table1"): ("--features x|--steps 2|--split test", "--fit pad"),
     ("paper", "--experiments table4"): (
         "--likelihood 2|--batch_size 2|--data x|--validation x",
         "--steps 2|--num_images 2|--features x",

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from ddpm_sa import folder_lock
+from ddpm_sa.files import folder_lock
 from tests.support.runs import arguments, assert_same_run, metrics, run_here
 from tests.support.workers import Workers, wait_until
 

@@ -43,7 +43,9 @@ CHANGES: dict[str, tuple[object, str | None]] = {
     "data.shuffle_buffer": (10, None),
     "data.cache_dir": ("CACHE", None),
     "model.preset": ("lsun256", None),  # model.unet decides what differs
+    "model.width": (8, "model.width=8 is for model.preset=auto"),
     "model.init_from": ("MODEL", "model.unet"),
+    "model.init_override": ("[schedule.kind]", "no effect without model.init_from"),
     "model.attention_resolutions": ("[8]", NETWORK),
     "model.dropout": (0.1, None),
     "model.gradient_checkpointing": ("true", None),

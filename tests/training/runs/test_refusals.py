@@ -7,7 +7,7 @@ from PIL import Image
 from tests.support.runs import arguments, picture_folder, run_here, run_there, torchrun
 
 BAD_INPUTS = {
-    "batch": ({"batch_size": 0}, "batch_size=0 must be 1 or more"),
+    "batch": ({"batch_size": 0}, "batch_size=0 must be at least 1"),
     "blocks": (
         {"model__unet": "{block_out_channels: [8, 16, 16], norm_num_groups: 2}"},
         "block_out_channels",
