@@ -65,7 +65,7 @@ def test_of_two_programs_on_one_folder_the_second_is_refused(straight, tmp_path)
 def test_of_two_programs_on_one_folder_the_second_is_refused_each_time(
     straight, tmp_path, processes
 ):
-    check_two_at_once(straight, tmp_path, processes, times=20)
+    check_two_at_once(straight, tmp_path, processes, times=5)
 
 
 def test_folder_of_a_killed_program_is_free_at_once(straight, tmp_path):

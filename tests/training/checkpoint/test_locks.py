@@ -52,7 +52,7 @@ def test_of_two_runs_on_one_folder_the_second_is_refused(pictures, tmp_path, pro
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_of_two_runs_on_one_folder_the_second_is_refused_each_time(pictures, tmp_path, processes):
-    check_two_at_once(pictures, tmp_path, processes, times=20)
+    check_two_at_once(pictures, tmp_path, processes, times=5)
 
 
 def test_folder_of_a_killed_run_is_free_at_once(pictures, tmp_path):
