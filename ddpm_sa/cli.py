@@ -26,7 +26,7 @@ from ddpm_sa import __version__
 from ddpm_sa.errors import OutOfMemoryError, UserError, advise_out_of_memory, require
 from ddpm_sa.progress import silence_bars_of_libraries
 from ddpm_sa.settings.unused import unused_settings
-from ddpm_sa.settings.words import flag_types, given_flags, join_lists, typed_as
+from ddpm_sa.settings.words import config_first, flag_types, given_flags, join_lists, typed_as
 
 Config = TypeVar("Config")
 
@@ -40,7 +40,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 def parse(
     config: type[Config], argv: Sequence[str] | None = None, about: str | None = None
 ) -> Config:
-    """Read a dataclass of settings from `--config FILE.yaml` and flags; later values win.
+    """Read a dataclass of settings from `--config FILE.yaml` and flags, which override the file.
 
     Every field is a flag, nested ones with a dot (`--data.size 32`). Lists are typed as
     `settings.words.join_lists` describes. A YAML file of the folder configs/ beside the dataclass's
@@ -78,7 +78,7 @@ def parse(
             action.option_strings = [f"--{action.dest}"]
     argv = sys.argv[1:] if argv is None else argv
     try:
-        settings = parser.parse_args(join_lists(argv, config))
+        settings = parser.parse_args(join_lists(config_first(argv), config))
         settings.pop("config", None)
         checked = config(**vars(parser.instantiate(settings)))
         given = given_flags(argv)

@@ -73,7 +73,8 @@ class Settings(SamplerSettings):
         repeats: For inpaint: how often each step is repeated; more repeats fit the known pixels
             better.
         class_label: For a class-conditional network: the class of the edited images, by its name,
-            or by its number where no class has that name.
+            or by its number where no class has that name; by default, for all of them, that of
+            image `index`: index modulo the number of classes.
     """
 
     model: str
@@ -154,8 +155,8 @@ def edit_images(editor: Editor, settings: Settings, given: Tensor, mask: Tensor 
     """Run the edit that the settings ask for; returns images (N, C, H, W)."""
     counted = settings.edit in ("interpolate", "variations")
     number = settings.count if counted else max(len(given), 1)
-    indices = [settings.index] if settings.edit == "progressive" else range(number)
-    condition = editor.pipeline.condition(indices, settings.class_label)
+    # One class for all: an interpolation must not change it from frame to frame.
+    condition = editor.pipeline.condition([settings.index] * number, settings.class_label)
     if settings.edit == "sdedit":
         return editor.sdedit(given, settings.strength, condition=condition)
     if settings.edit == "interpolate":
@@ -171,7 +172,7 @@ def edit_images(editor: Editor, settings: Settings, given: Tensor, mask: Tensor 
             settings.index, settings.count, settings.level, condition=condition
         )
     if settings.edit == "progressive":
-        steps = editor.progressive(indices, settings.count, condition=condition)
+        steps = editor.progressive([settings.index], settings.count, condition=condition)
         return rearrange(steps, "1 steps c h w -> steps c h w")
     noise = editor.invert(given, condition=condition)
     return editor.reconstruct(noise, condition=condition)

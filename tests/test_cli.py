@@ -47,6 +47,13 @@ def test_every_field_is_a_flag_nested_ones_with_a_dot() -> None:
     assert parse(Settings, argv) == expected
 
 
+@pytest.mark.parametrize("config", ["--config {}", "--config={}"])
+def test_flags_override_the_file_wherever_they_are_typed(file: str, config: str) -> None:
+    argv = ["--steps", "9", *config.format(file).split(), "--data.source", "faces"]
+    expected = Settings(output_dir="runs/a", steps=9, data=Data(source="faces", size=16))
+    assert parse(Settings, argv) == expected
+
+
 def test_a_file_is_read_and_later_flags_win(file: str) -> None:
     expected = Settings(output_dir="runs/a", steps=7, data=Data(size=16))
     assert parse(Settings, ["--config", file]) == expected

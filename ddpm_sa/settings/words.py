@@ -46,6 +46,18 @@ def given_flags(argv: Sequence[str] | None = None) -> frozenset[str]:
     return frozenset(names)
 
 
+def config_first(argv: Sequence[str]) -> list[str]:
+    """Move each `--config FILE` to the front, so that flags override it wherever they are typed."""
+    files, rest, words = [], [], [*argv]
+    while words:
+        word = words.pop(0)
+        if word == "--config" and words:
+            files += [word, words.pop(0)]
+        else:
+            (files if word.startswith("--config=") else rest).append(word)
+    return files + rest
+
+
 def join_lists(argv: Sequence[str], settings: type) -> list[str]:
     """Join the words of each list into one, as in `--image a b --image c`.
 

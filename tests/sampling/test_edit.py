@@ -3,9 +3,14 @@ from functools import partial
 
 import numpy as np
 import pytest
+import tifffile
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
+from ddpm_sa import Pipeline, UNet
+from ddpm_sa.errors import UserError
+from ddpm_sa.image_format import ImageFormat
+from sampling.common.image_files import read_images
 from sampling.edit import main
 from tests.support.reference import SMALL, randomise_
 
@@ -164,3 +169,31 @@ def test_an_edit_never_overwrites_a_file_of_the_user(edit, tmp_path):
     assert "000002.png exists and was not written by the edit in this folder" in error
     assert (tmp_path / "000002.png").read_text() == "years of work"
     assert (tmp_path / "000001.png").exists()
+
+
+def test_all_frames_of_an_interpolation_have_one_class(edit, tmp_path):
+    network = randomise_(UNet(**SMALL | {"sample_size": 8, "num_class_embeds": 2}))
+    names = ImageFormat(channels=3, size=(8, 8), labels=("cat", "dog"))
+    Pipeline(network, DDPMScheduler(prediction_type="v_prediction"), names).save_pretrained(
+        tmp_path / "model"
+    )
+    made = {}
+    for label in ([], ["--class_label", "cat"], ["--class_label", "dog"]):
+        words = ["--model", tmp_path / "model", "--edit", "interpolate", *EDITS["interpolate"]]
+        out = tmp_path / "".join(["out", *label[1:]])
+        code, _, error = edit(*words, "--steps", 4, *label, "--output_dir", out)
+        assert code == 0, error
+        made[out.name] = pixels(out)
+    assert all((made["out"][name] == made["outcat"][name]).all() for name in made["out"])
+    assert any((made["outdog"][name] != made["outcat"][name]).any() for name in made["out"])
+
+
+def test_a_tiff_of_many_channels_is_read_as_in_training(tmp_path):
+    values = np.random.default_rng(0).integers(0, 2**16, (5, 6, 7), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+    kind = ImageFormat(channels=5, size=(6, 7), bit_depth=16, value_range=(0, 65535))
+    read = read_images([str(tmp_path / "a.tif")], kind)
+    assert np.allclose((read[0].numpy() + 1) / 2 * 65535, values, atol=0.01)
+    (tmp_path / "b.tif").write_bytes(b"II*\0 broken")
+    with pytest.raises(UserError, match=r"image=.*b\.tif cannot be read"):
+        read_images([str(tmp_path / "b.tif")], kind)
