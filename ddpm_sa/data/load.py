@@ -190,7 +190,12 @@ def open_source(config: DataConfig, any_split: bool = False) -> Source:
     if has_table:
         return open_table(config, any_split)
     if found is None:
-        raise UserError(f"data.source={path} is neither a folder nor a file; {SOURCES}")
+        what = (
+            "a file that cannot be opened as images"
+            if path.exists()
+            else "neither a folder nor a file"
+        )
+        raise UserError(f"data.source={path} is {what}; {SOURCES}")
     return open_image_folder(path, found, config, any_split)
 
 

@@ -79,7 +79,7 @@ def _load(model: str, weights: Weights) -> Pipeline:
         finished = folder / "model"
         if finished.is_dir() or set_aside(finished).is_dir():
             folder = finished
-        elif (folder / "checkpoints").is_dir():
+        elif not (folder / "model_index.json").exists():
             return _load_newest_checkpoint(folder, weights)
     if weights == "raw":
         raw = folder.with_name(f"{folder.name}-raw")

@@ -224,6 +224,12 @@ def remove_the_folder(folder):
     return r"is neither a folder nor a file"
 
 
+def replace_the_folder_by_a_file(folder):
+    remove_the_folder(folder)
+    folder.write_text("print('a program')")
+    return r"is a file that cannot be opened as images"
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -234,6 +240,7 @@ def remove_the_folder(folder):
         add_a_deep_file,
         empty_the_folder,
         remove_the_folder,
+        replace_the_folder_by_a_file,
     ],
 )
 def test_bad_folders_are_refused_by_name(tmp_path, damage):
