@@ -69,9 +69,12 @@ def model_card(
         grid: File name of an image grid of samples in the same folder, or None.
     """
     channels, (height, width) = image_format.channels, image_format.size
-    num_classes = unet["num_class_embeds"]
+    labels, embeddings = image_format.labels, unet["num_class_embeds"]
+    # Without the class that stands for "no label", if there is one.
+    num_classes = len(labels) if labels and embeddings else embeddings
+    unlabelled = f"; {num_classes} stands for no label" if num_classes != embeddings else ""
     kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
-    names = f" ({', '.join(image_format.labels)})" if image_format.labels else ""
+    names = f" ({', '.join(labels)}{unlabelled})" if labels else ""
     rows, columns = padded_size((height, width), 2 ** (len(unet["block_out_channels"]) - 1))
     crop = f"  # larger than the images: crop each to its first {height} rows and {width} columns"
     low, high = image_format.value_range
@@ -99,7 +102,7 @@ def model_card(
         classes=f", {num_classes} classes{names}" if num_classes else "",
         prediction=scheduler["prediction_type"],
         betas=scheduler["beta_schedule"],
-        label_argument=", class_labels=0" if num_classes else "",
+        label_argument=f", class_labels={labels[0] if labels else 0!r}" if num_classes else "",
         diffusers=_diffusers_alone(unet, facts),
     )
 
