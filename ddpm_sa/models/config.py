@@ -9,7 +9,7 @@ from ddpm_sa.files.json_files import Number, shown
 from ddpm_sa.models.attention import ATTENTION_KINDS
 from ddpm_sa.models.block_types import blocks_by_level, check_flow
 from ddpm_sa.models.blocks import DownBlock2D, UpBlock2D
-from ddpm_sa.models.resnet import ACTIVATIONS
+from ddpm_sa.models.resnet import ACTIVATIONS, default_groups
 
 # Every other argument with a fixed set of values, and those that are supported.
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -46,11 +46,6 @@ RANGES = {
     "norm_eps": Number(low=0, high=1),
 }
 MOST_LEVELS = 16
-
-
-def default_groups(channels: int) -> int:
-    """Groups of a GroupNorm where norm_num_groups is None, as in diffusers."""
-    return min(channels // 4, 32)
 
 
 def check_config(config: Mapping[str, Any]) -> None:

@@ -148,3 +148,8 @@ class AdaResnetBlock(nn.Module):
         h = self.conv1(self.nonlinearity(self.norm1(x, temb)))
         h = self.conv2(self.dropout(self.nonlinearity(self.norm2(h, temb))))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+def default_groups(channels: int) -> int:
+    """Groups of a GroupNorm where norm_num_groups is None, as in diffusers."""
+    return min(channels // 4, 32)

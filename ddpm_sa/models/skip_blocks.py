@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddpm_sa.models.attention import group_norm
 from ddpm_sa.models.blocks import Block, Levels, MakeAttention, down_widths, up_widths
 from ddpm_sa.models.resampling import fir_double, fir_halve
-from ddpm_sa.models.resnet import ResnetBlock, ResnetSpec
+from ddpm_sa.models.resnet import ResnetBlock, ResnetSpec, default_groups
 
 IMAGE_CHANNELS = 3  # fixed in diffusers
 SCALE = {"output_scale": math.sqrt(2)}  # sums of two branches keep their variance
@@ -107,7 +107,7 @@ class SkipUpBlock2D(Block):
                 out_channels, out_channels, spec, resample=fir_double, project_shortcut=True
             )
             self.skip_conv = nn.Conv2d(out_channels, IMAGE_CHANNELS, 3, padding=1)
-            self.skip_norm = group_norm(_groups(out_channels), out_channels, spec.eps)
+            self.skip_norm = group_norm(default_groups(out_channels), out_channels, spec.eps)
 
     def forward(
         self, x: Tensor, skips: list[Tensor], temb: Tensor, image: Tensor | None
@@ -133,12 +133,10 @@ class AttnSkipUpBlock2D(SkipUpBlock2D):
     quarter_of_sum = False
 
 
-def _groups(channels: int) -> int:
-    return min(channels // 4, 32)
-
-
 def _resnet(
     in_channels: int, out_channels: int, spec: ResnetSpec, groups: int | None = None, **more: Any
 ) -> ResnetBlock:
-    spec = replace(spec, groups=groups or _groups(in_channels), **SCALE)
-    return ResnetBlock(in_channels, out_channels, spec, groups_out=_groups(out_channels), **more)
+    spec = replace(spec, groups=groups or default_groups(in_channels), **SCALE)
+    return ResnetBlock(
+        in_channels, out_channels, spec, groups_out=default_groups(out_channels), **more
+    )

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from ddpm_sa import Pipeline
 from ddpm_sa.distributed import by_process_0
 from ddpm_sa.errors import UserError
-from ddpm_sa.model_folder import set_aside
+from ddpm_sa.model_folder import NETWORK_CONFIGS, set_aside
 from ddpm_sa.settings.ranges import Seed, check_ranges
 
 Weights = Literal["ema", "raw"]
@@ -79,7 +79,7 @@ def _load(model: str, weights: Weights) -> Pipeline:
         finished = folder / "model"
         if finished.is_dir() or set_aside(finished).is_dir():
             folder = finished
-        elif not (folder / "model_index.json").exists():
+        elif not any((folder / name).exists() for name in NETWORK_CONFIGS):
             return _load_newest_checkpoint(folder, weights)
     if weights == "raw":
         raw = folder.with_name(f"{folder.name}-raw")
