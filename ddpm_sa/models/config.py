@@ -7,9 +7,9 @@ from typing import Any
 from ddpm_sa.errors import UserError, require
 from ddpm_sa.files.json_files import Number, shown
 from ddpm_sa.models.attention import ATTENTION_KINDS
-from ddpm_sa.models.block_types import blocks_by_level, check_flow
-from ddpm_sa.models.blocks import DownBlock2D, UpBlock2D
-from ddpm_sa.models.resnet import ACTIVATIONS, default_groups
+from ddpm_sa.models.blocks.levels import DownBlock2D, UpBlock2D
+from ddpm_sa.models.blocks.resnet import ACTIVATIONS, default_groups
+from ddpm_sa.models.blocks.types import blocks_by_level, check_flow
 
 # Every other argument with a fixed set of values, and those that are supported.
 CHOICES: dict[str, tuple[Any, ...]] = {

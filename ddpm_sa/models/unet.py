@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention import ATTENTION_KINDS, AttentionSpec, SelfAttention
-from ddpm_sa.models.block_types import DOWN_BLOCKS, UP_BLOCKS, block_type
-from ddpm_sa.models.blocks import Resampling, UNetMidBlock2D
-from ddpm_sa.models.config import check_config
-from ddpm_sa.models.embedding import TimestepEmbedding, class_embedding, sinusoid, time_projection
-from ddpm_sa.models.loading import UNetFiles
-from ddpm_sa.models.resnet import (
+from ddpm_sa.models.blocks.levels import Resampling, UNetMidBlock2D
+from ddpm_sa.models.blocks.ncsnpp import SkipUpBlock2D
+from ddpm_sa.models.blocks.resnet import (
     ACTIVATIONS,
     AdaResnetBlock,
     ResnetBlock,
     ResnetSpec,
     default_groups,
 )
-from ddpm_sa.models.skip_blocks import SkipUpBlock2D
+from ddpm_sa.models.blocks.types import DOWN_BLOCKS, UP_BLOCKS, block_type
+from ddpm_sa.models.config import check_config
+from ddpm_sa.models.embedding import TimestepEmbedding, class_embedding, sinusoid, time_projection
+from ddpm_sa.models.loading import UNetFiles
 
 
 @dataclass

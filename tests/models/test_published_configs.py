@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_sa.errors import UserError
-from ddpm_sa.models.block_types import DOWN_BLOCKS, UP_BLOCKS
+from ddpm_sa.models.blocks.types import DOWN_BLOCKS, UP_BLOCKS
 from ddpm_sa.models.unet import UNet
 from tests.support.reference import error_of_each_image, randomise_, twins
 

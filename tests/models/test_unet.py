@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from ddpm_sa.models.resnet import ResnetBlock
+from ddpm_sa.models.blocks.resnet import ResnetBlock
 from ddpm_sa.models.unet import UNet
 from tests.support.reference import SMALL, error_of_each_image, randomise_, twins
 

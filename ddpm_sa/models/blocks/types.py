@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddpm_sa.errors import UserError, require
-from ddpm_sa.models.blocks import (
+from ddpm_sa.models.blocks.k_diffusion import KDownBlock2D, KUpBlock2D
+from ddpm_sa.models.blocks.levels import (
     AttnDownBlock2D,
     AttnUpBlock2D,
     Block,
@@ -13,8 +14,7 @@ from ddpm_sa.models.blocks import (
     ResnetUpsampleBlock2D,
     UpBlock2D,
 )
-from ddpm_sa.models.k_blocks import KDownBlock2D, KUpBlock2D
-from ddpm_sa.models.skip_blocks import (
+from ddpm_sa.models.blocks.ncsnpp import (
     IMAGE_CHANNELS,
     AttnSkipDownBlock2D,
     AttnSkipUpBlock2D,

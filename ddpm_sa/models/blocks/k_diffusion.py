@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm_sa.models.blocks import Block, Levels, down_widths
-from ddpm_sa.models.resampling import fir_double, fir_halve
-from ddpm_sa.models.resnet import AdaResnetBlock, ResnetSpec
+from ddpm_sa.models.blocks.levels import Block, Levels, down_widths
+from ddpm_sa.models.blocks.resampling import fir_double, fir_halve
+from ddpm_sa.models.blocks.resnet import AdaResnetBlock, ResnetSpec
 
 GROUP = 32  # channels of a group
 
 
 class KDownBlock2D(Block):
-    """One level on the way down; the arguments are those of `blocks.DownBlock2D`."""
+    """One level on the way down; the arguments are those of `levels.DownBlock2D`."""
 
     activated = False
 
@@ -40,7 +40,7 @@ class KDownBlock2D(Block):
         )
 
     def forward(self, x: Tensor, temb: Tensor, image: Tensor) -> Levels:
-        """As `blocks.DownBlock2D`, but the halved features are no skip."""
+        """As `levels.DownBlock2D`, but the halved features are no skip."""
         skips = []
         for index in range(len(self.resnets)):
             x = self._layer(index, x, temb)
@@ -49,7 +49,7 @@ class KDownBlock2D(Block):
 
 
 class KUpBlock2D(Block):
-    """One level on the way up; the arguments are those of `blocks.UpBlock2D`."""
+    """One level on the way up; the arguments are those of `levels.UpBlock2D`."""
 
     activated = False
 
@@ -77,7 +77,7 @@ class KUpBlock2D(Block):
     def forward(
         self, x: Tensor, skips: list[Tensor], temb: Tensor, image: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """As `blocks.UpBlock2D`, with the last of the skips alone."""
+        """As `levels.UpBlock2D`, with the last of the skips alone."""
         x = torch.cat([x, skips[-1]], dim=1)
         for index in range(len(self.resnets)):
             x = self._layer(index, x, temb)

@@ -5,7 +5,14 @@ from diffusers.models.upsampling import FirUpsample2D, KUpsample2D
 from torch.nn import functional
 from torch.testing import assert_close
 
-from ddpm_sa.models.resampling import Downsample, Upsample, double, fir_double, fir_halve, halve
+from ddpm_sa.models.blocks.resampling import (
+    Downsample,
+    Upsample,
+    double,
+    fir_double,
+    fir_halve,
+    halve,
+)
 from tests.support.reference import randomise_
 
 RAMP = torch.arange(16.0).reshape(1, 1, 4, 4)

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_sa.models.attention import group_norm
-from ddpm_sa.models.blocks import Block, Levels, MakeAttention, down_widths, up_widths
-from ddpm_sa.models.resampling import fir_double, fir_halve
-from ddpm_sa.models.resnet import ResnetBlock, ResnetSpec, default_groups
+from ddpm_sa.models.blocks.levels import Block, Levels, MakeAttention, down_widths, up_widths
+from ddpm_sa.models.blocks.resampling import fir_double, fir_halve
+from ddpm_sa.models.blocks.resnet import ResnetBlock, ResnetSpec, default_groups
 
 IMAGE_CHANNELS = 3  # fixed in diffusers
 SCALE = {"output_scale": math.sqrt(2)}  # sums of two branches keep their variance
@@ -23,7 +23,7 @@ ATTENTION = {"groups": 32, **SCALE}
 
 
 class SkipDownBlock2D(Block):
-    """One level on the way down; the arguments are those of `blocks.DownBlock2D`.
+    """One level on the way down; the arguments are those of `levels.DownBlock2D`.
 
     How it ends is fixed, so of downsample it matters only whether there is one.
     """
@@ -53,7 +53,7 @@ class SkipDownBlock2D(Block):
             self.skip_conv = nn.Conv2d(IMAGE_CHANNELS, out_channels, 1)
 
     def forward(self, x: Tensor, temb: Tensor, image: Tensor) -> Levels:
-        """As `blocks.DownBlock2D`; the image, (B, 3, H, W), is halved with the features."""
+        """As `levels.DownBlock2D`; the image, (B, 3, H, W), is halved with the features."""
         skips = []
         for index in range(len(self.resnets)):
             x = self._layer(index, x, temb)
@@ -72,7 +72,7 @@ class AttnSkipDownBlock2D(SkipDownBlock2D):
 
 
 class SkipUpBlock2D(Block):
-    """One level on the way up; the arguments are those of `blocks.UpBlock2D`.
+    """One level on the way up; the arguments are those of `levels.UpBlock2D`.
 
     Attention, if the block type has it, comes once, behind the last residual block.
     """
@@ -112,7 +112,7 @@ class SkipUpBlock2D(Block):
     def forward(
         self, x: Tensor, skips: list[Tensor], temb: Tensor, image: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """As `blocks.UpBlock2D`; the image, (B, 3, H, W), is doubled and added to."""
+        """As `levels.UpBlock2D`; the image, (B, 3, H, W), is doubled and added to."""
         for resnet, skip in zip(self.resnets, reversed(skips), strict=True):
             x = self._checkpointed(resnet, torch.cat([x, skip], dim=1), temb)
         for attention in self.attentions:

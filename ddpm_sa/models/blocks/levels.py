@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_sa.models.attention import SelfAttention
-from ddpm_sa.models.resampling import Downsample, Upsample, double, halve
-from ddpm_sa.models.resnet import ResnetBlock, ResnetSpec
+from ddpm_sa.models.blocks.resampling import Downsample, Upsample, double, halve
+from ddpm_sa.models.blocks.resnet import ResnetBlock, ResnetSpec
 
 MakeAttention = Callable[..., SelfAttention]  # (channels, groups=..., output_scale=...)
 Resampling = Literal["conv", "resnet"]

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_sa.models.resampling import double, halve
-from ddpm_sa.models.resnet import ResnetBlock, ResnetSpec
+from ddpm_sa.models.blocks.resampling import double, halve
+from ddpm_sa.models.blocks.resnet import ResnetBlock, ResnetSpec
 from tests.support.reference import randomise_
 
 RESAMPLING = {None: None, "down": halve, "up": double}
