@@ -116,10 +116,9 @@ class _ConfigFile(ActionConfigFile):
         # A file of that name takes precedence; a folder may well be called mnist.
         if values in self.named and not Path(values).is_file():
             values = str(self.named[values])
-        elif self.named and re.fullmatch(r"\w+", values) and not Path(values).exists():
-            raise UserError(
-                f"--config {values} is neither a file nor one of {', '.join(self.named)}"
-            )
+        elif not Path(values).is_file():
+            names = f" nor one of {', '.join(self.named)}" if self.named else ""
+            raise UserError(f"--config {values} is {'neither' if names else 'not'} a file{names}")
         super().__call__(parser, namespace, values, option_string)
 
     def completer(self, prefix: str, **kwargs: Any) -> list[str]:

@@ -122,5 +122,5 @@ def _class_index(label: Any, num_classes: int, names: Sequence[str]) -> Any:
     first = ", ".join(names[:NAMES_SHOWN])
     more = f" and {len(names) - NAMES_SHOWN} others" if len(names) > NAMES_SHOWN else ""
     raise UserError(
-        f"no class is called {label!r}; there are {first}{more}, or 0 ... {num_classes - 1}"
+        f"no class is called {label!r}; there are {first}{more}, or 0 ... {len(names) - 1}"
     )

@@ -107,6 +107,11 @@ class ImageFormat:
         """Suffix of a file that stores an image without loss: .png if possible, else .npy."""
         return ".png" if self.is_picture else ".npy"
 
+    def class_name(self, label: int) -> str:
+        """The name of a class; its number if it has none, as the one that means "no label"."""
+        names = self.labels or ()
+        return names[label] if label < len(names) else str(label)
+
     def save(self, folder: str | Path) -> None:
         """Write `images.json` into a folder."""
         text = json.dumps(dataclasses.asdict(self), indent=2)

@@ -61,6 +61,19 @@ def local_folder(
     )
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run: a network makes it a model, whatever else it holds."""
+    return (folder / "config.yaml").is_file() and not any(
+        (folder / name).exists() for name in NETWORK_CONFIGS
+    )
+
+
+def model_of_run(run: Path) -> Path | None:
+    """The model that a run has written, or None."""
+    model = run / "model"
+    return model if model.is_dir() or set_aside(model).is_dir() else None
+
+
 def first_file(folder: Path, names: Sequence[str]) -> Path:
     """Return the first of the named files that exists in the folder.
 

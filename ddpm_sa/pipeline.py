@@ -308,8 +308,13 @@ class Pipeline(PipelineFiles):
         """
         config, names = self.unet.config, self.image_format.labels
         if config.num_class_embeds is None:
-            if class_labels is not None or config.class_embed_type is not None:
-                raise UserError("class_labels need a network with num_class_embeds; this has none")
+            if config.class_embed_type is not None:
+                raise UserError(
+                    f"class_embed_type={config.class_embed_type}: a network that embeds another "
+                    "number than a class is not sampled here; call it yourself"
+                )
+            if class_labels is not None:
+                raise UserError("this network is unconditional: it has no classes to choose from")
             return NO_CONDITION
         if class_labels is None:
             # Without the class that stands for "no label", if there is one.

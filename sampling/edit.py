@@ -23,6 +23,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ddpm_sa.cli import parse, run_program
+from ddpm_sa.data.resize import Fit
 from ddpm_sa.editing.editor import Editor
 from ddpm_sa.errors import UserError
 from ddpm_sa.files.atomic_files import write_atomically
@@ -49,6 +50,7 @@ USED_BY: dict[str, set[Edit]] = {
     "count": {"interpolate", "variations", "progressive"},
     "index": {"variations", "progressive"},
     "repeats": {"inpaint"},
+    "fit": {"sdedit", "interpolate", "inpaint", "reconstruct"},
 }
 
 
@@ -63,8 +65,10 @@ class Settings(SamplerSettings):
         edit: sdedit (add noise to images and denoise them), interpolate (mix two images at a noise
             level), inpaint (fill in a mask), variations (samples that share x_t at a level),
             progressive (predicted images during sampling), reconstruct (DDIM inversion and back).
-        image: Image files of the model's size and channels, as in `--image a.png b.png`: one or
+        image: Image files of the model's channels, as in `--image a.png b.png`: one or
             more; for interpolate, two.
+        fit: How images and masks of another size get the model's, as in training: crop, pad,
+            stretch; by default they are refused.
         mask: For inpaint: a picture of the images' size, white where they are to be filled in.
         strength: For sdedit: 0 returns the images, 1 keeps almost nothing of them.
         level: For interpolate and variations: a training timestep; higher gives larger changes.
@@ -81,6 +85,7 @@ class Settings(SamplerSettings):
     output_dir: str
     edit: Edit
     image: list[str] = dataclasses.field(default_factory=list)
+    fit: Fit | None = None
     mask: str | None = None
     strength: Fraction = 0.5
     level: Index = 500
@@ -123,8 +128,10 @@ def edit(settings: Settings) -> None:
     """Edit the images, and replace the edit that the folder holds, if any."""
     pipeline = settings.open(settings.model)
     image_format = pipeline.image_format
-    given = read_images(settings.image, image_format)
-    mask = None if settings.mask is None else read_mask(settings.mask, image_format.size)
+    given = read_images(settings.image, image_format, settings.fit)
+    mask = None
+    if settings.mask is not None:
+        mask = read_mask(settings.mask, image_format.size, settings.fit)
     device = resolve_device(settings.device)
     record: dict[str, Any] = {
         "settings": dataclasses.asdict(settings),

@@ -71,7 +71,8 @@ class Settings(SamplerSettings):
         validation: Held-out images, as in training: a share of the data (the same images), another
             split, a folder or a file; by default those of the first model's run, unless --data is
             given. They are evaluated too, for comparison.
-        features: efficientnet, which needs no download; inception, as in published numbers; or a
+        features: efficientnet, which needs no download; inception, as in published numbers; pixels,
+            brightness and contrast in a coarse grid, for images of any number of channels; or a
             function of yours as package.module:name, from (B, C, H, W) in [-1, 1] to (B, D).
         num_images: Number of images to sample from each model.
         nearest: Number of images of each set to compare with the training images, to find memorised

@@ -43,8 +43,8 @@ class ModelConfig:
     """Channels of the first level, which the widths of the other levels follow; for preset auto
     only. None: 128."""
     init_from: str | None = None
-    """Fine-tune the network of this model folder or Hub repository, instead of `preset`, with its
-    prediction type and noise schedule."""
+    """Fine-tune the network of this model folder, run or Hub repository, instead of `preset`, with
+    its prediction type and noise schedule."""
     init_override: list[str] | None = None
     """Settings that replace those of the model of `init_from`, e.g. [schedule.kind]; the flags that
     `--override true` allows are added."""

@@ -7,9 +7,11 @@ the model is an error, unless the user overrides it.
 
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ddpm_sa.errors import UserError, require
+from ddpm_sa.model_folder import is_run, model_of_run
 from training.config import OF_SAVED_MODEL, TrainConfig
 from training.scheduler import kind_of, predicts_variance, saved_scheduler
 
@@ -30,11 +32,13 @@ def follow_saved_model(
         for the report.
 
     Raises:
-        UserError: If a flag contradicts the model, naming both values.
+        UserError: If a flag contradicts the model, naming both values; or if it is a run that has
+            not written its model.
     """
-    model = config.model.init_from
-    if model is None:
+    if config.model.init_from is None:
         return config, []
+    model = _model_folder(config.model.init_from)
+    config = replace(config, model=replace(config.model, init_from=model))
     saved = saved_scheduler(model)
     require(
         saved is not None or config.schedule.kind != "saved",
@@ -66,6 +70,19 @@ def follow_saved_model(
     if kept:
         notes.append(f"override    {_list_changes(kept, ours, theirs, 'it was trained with')}")
     return config, notes
+
+
+def _model_folder(init_from: str) -> str:
+    """The model of a run, where a run is given, as in sampling; anything else as it is."""
+    if not is_run(Path(init_from)):
+        return init_from
+    model = model_of_run(Path(init_from))
+    if model is None:
+        raise UserError(
+            f"model.init_from={init_from} is a run that has no model/ yet: it is written when the "
+            "run ends, or is stopped with Ctrl-C"
+        )
+    return str(model)
 
 
 def _settings_of(model: str, saved: dict[str, Any] | None) -> dict[str, Any]:

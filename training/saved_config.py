@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import UserError, require
 from ddpm_sa.files.atomic_files import write_atomically
 from training.config import TrainConfig
 
@@ -46,6 +46,20 @@ def save_config(config: TrainConfig, path: Path) -> None:
     fresh = replace(config, resume="never", override=False)
     with write_atomically(path) as partial:
         partial.write_text(yaml.safe_dump(to_plain(fresh), sort_keys=False), encoding="utf-8")
+
+
+def check_ours(path: Path) -> None:
+    """Refuse to replace a config.yaml that is not that of a run.
+
+    Raises:
+        UserError: If it lacks a setting that every configuration has.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        settings = None
+    ours = isinstance(settings, dict) and {"output_dir", "data", "model"} <= settings.keys()
+    require(ours, f"{path} is not that of a run, and would be replaced; choose another output_dir")
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:

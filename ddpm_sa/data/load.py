@@ -85,6 +85,11 @@ def _open_validation(config: DataConfig, place: str, training: Images) -> Images
     if is_split:
         there = replace(there, split=place)
     elif is_place:
+        if Path(place).expanduser().resolve() == Path(config.source).expanduser().resolve():
+            raise UserError(
+                f"data.validation={place} is data.source itself; name other images, or give a "
+                "share, such as 0.02"
+            )
         there = replace(there, source=place)
         if is_table(there):
             there = replace(there, labels=None)  # the CSV file is of the training folder's images

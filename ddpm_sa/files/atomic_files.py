@@ -1,4 +1,7 @@
-"""Files that are complete or absent, whatever happens to the process or the disk."""
+"""Files that are complete or absent, whatever happens to the process or a full disk.
+
+What must outlast a power failure as well, checkpoints and models, is flushed before it is renamed.
+"""
 
 import contextlib
 import os

@@ -34,6 +34,8 @@ LOCK = ".ddpm_sa.lock"
 PATIENCE = 10.0
 HEARTBEAT, STALE = 10.0, 60.0
 POLL, CONFIRM = 0.1, 1.0
+# A holder names itself a moment after it has the lock.
+NAMING = 2.0
 
 
 def lock_in(folder: Path) -> Path:
@@ -161,7 +163,7 @@ class _Lock:
                 raise self._refusal(other)
 
     def _refusal(self, holder: dict[str, Any]) -> UserError:
-        who = "another process"  # it has not written yet who it is
+        who = "another process"  # it could not write who it is
         if holder:
             command = textwrap.shorten(holder["command"], 100, placeholder=" ...")
             who = f"process {holder['pid']} on {holder['host']} since {holder['since']} ({command})"
@@ -201,7 +203,7 @@ class _Watch:
         """What is known by now, with the result of `_lock`."""
         waited = time.monotonic() - self.start
         if locked is False:  # alive, but perhaps about to end
-            return "alive" if waited > PATIENCE else "unknown"
+            return "alive" if waited > PATIENCE + (0.0 if holder else NAMING) else "unknown"
         if not holder or (locked and holder["host"] == socket.gethostname()):
             return "free"
         # Another machine's, which may have a lock that this one is not told of.

@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from ddpm_sa.errors import UserError
 
@@ -83,10 +88,21 @@ def local_folder(
     except RevisionNotFoundError as error:
         raise UserError(f"{folder_or_repo} has no revision {options.revision!r}") from error
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder_or_repo} is not a local folder, and was not found on the Hugging Face Hub: "
-            f"{' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"{folder_or_repo} is not a local folder, and {_why_not(error)}") from error
+
+
+def _why_not(error: Exception) -> str:
+    """Why a repository could not be downloaded, in a user's words."""
+    if isinstance(error, HFValidationError):
+        return "no repository of the Hugging Face Hub can have that name (owner/name)"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            "the Hugging Face Hub has no such repository, or it is private and you are not logged "
+            "in (`hf auth login`)"
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        return "it was not downloaded before, and the Hugging Face Hub cannot be reached"
+    return f"was not found on the Hugging Face Hub: {' '.join(str(error).split())}"
 
 
 def _weights(places: Sequence[str], suffix: str, variant: str | None) -> list[str]:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.efficientnet import load_efficientnet
 from ddpm_sa.randomness import standard_normal
 
-KNOWN = ("efficientnet", "inception")
+KNOWN = ("efficientnet", "inception", "pixels")
+GRID = 4  # cells a side of the features "pixels"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Extractor:
 
 
 def open_features(name: str, device: torch.device) -> Extractor:
-    """Open a feature extractor: "efficientnet", "inception", or "package.module:attribute".
+    """Open a feature extractor: a name of `KNOWN`, or "package.module:attribute".
 
     The attribute is a function of images, an nn.Module, or a class of one without arguments.
 
@@ -98,7 +100,27 @@ def open_features(name: str, device: torch.device) -> Extractor:
     if name == "inception":
         network = _accept_grey(_inception().to(device), name)
         return Extractor(name, "Inception-v3 features", network, device)
+    if name == "pixels":
+        return Extractor(name, f"pixels of a {GRID} x {GRID} grid", pixel_features, device)
     return Extractor(name, f"features of {name}", _import_features(name, device), device)
+
+
+def pixel_features(images: Tensor) -> Tensor:
+    """The brightness and the contrast of each channel in each cell of a 4 x 4 grid.
+
+    They see layout, colours and texture's strength, for images of any number of channels, and know
+    nothing of what the images show.
+
+    Args:
+        images: (B, C, H, W) in [-1, 1].
+
+    Returns:
+        (B, 32 C): mean and standard deviation of the pixels of each cell, in [-1, 1].
+    """
+    pixels = images.double()  # the difference of squares below would lose float32's last digits
+    mean = F.adaptive_avg_pool2d(pixels, GRID)
+    variance = F.adaptive_avg_pool2d(pixels.square(), GRID) - mean.square()
+    return torch.cat([mean, variance.clamp(min=0).sqrt()], dim=1).flatten(1)
 
 
 def _accept_grey(network: nn.Module, name: str) -> Callable[[Tensor], Any]:
@@ -109,7 +131,7 @@ def _accept_grey(network: nn.Module, name: str) -> Callable[[Tensor], Any]:
         if images.shape[1] not in (1, 3):
             raise UserError(
                 f"features={name} are of grey or RGB images, not of {images.shape[1]} channels; "
-                "use a module of your own: --features package.module:name"
+                "give --features pixels, or a module of your own as package.module:name"
             )
         return network(images.expand(-1, 3, -1, -1))
 

@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 from types import NoneType
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -118,9 +119,9 @@ def _parts(hint: Any) -> Iterator[Any]:
         yield from _parts(part)
 
 
-def _numbers(value: Any) -> Iterator[float]:
+def _numbers(value: Any) -> Iterator[Any]:
     if isinstance(value, list | tuple):
         for item in value:
             yield from _numbers(item)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif isinstance(value, Real) and not isinstance(value, bool):  # numpy's too
         yield value

@@ -9,18 +9,26 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ddpm_sa.data.decode import inspect
+from ddpm_sa.data.resize import Fit, resize
 from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import ImageFormat, from_pil, to_tensor
 
+RESIZE_IT = "; --fit crop resizes it"
 
-def read_images(paths: Sequence[str], image_format: ImageFormat) -> Tensor:
+
+def read_images(paths: Sequence[str], image_format: ImageFormat, fit: Fit | None = None) -> Tensor:
     """Read picture files, TIFFs, or .npy arrays (H, W, C), as a tensor (N, C, H, W) in [-1, 1].
 
+    Args:
+        paths: The files.
+        image_format: What the images must be.
+        fit: How one of another size is resized, as in training; None refuses it.
+
     Raises:
-        ValueError: If a file cannot be read, or differs from the format in channels, size or dtype.
+        UserError: If a file cannot be read, or differs from the format in channels, size or dtype.
     """
     arrays = [
-        _check_format(path, _read_array(path, image_format.channels), image_format)
+        _in_format(path, _read_array(path, image_format.channels), image_format, fit)
         for path in paths
     ]
     if not arrays:
@@ -28,20 +36,27 @@ def read_images(paths: Sequence[str], image_format: ImageFormat) -> Tensor:
     return to_tensor(np.stack(arrays), image_format.value_range)
 
 
-def read_mask(path: str, size: tuple[int, int]) -> Tensor:
+def read_mask(path: str, size: tuple[int, int], fit: Fit | None = None) -> Tensor:
     """Read a mask, (H, W), bool: True where the picture is bright.
 
+    Args:
+        path: The file.
+        size: (H, W), of the model's images.
+        fit: How one of another size is resized; None refuses it.
+
     Raises:
-        ValueError: If it cannot be read, or has another size.
+        UserError: If it cannot be read, or has another size.
     """
     with _open_picture(path) as picture:
-        bright = torch.from_numpy(np.asarray(picture.convert("L")) >= 128)
-    if bright.shape != size:
-        raise UserError(
-            f"mask={path} has {bright.shape[0]} x {bright.shape[1]} pixels, another size than the "
-            f"model's images, {size[0]} x {size[1]}"
-        )
-    return bright
+        grey = np.asarray(picture.convert("L"))[..., None]
+    if grey.shape[:2] != size:
+        if fit is None:
+            raise UserError(
+                f"mask={path} has {grey.shape[0]} x {grey.shape[1]} pixels, another size than the "
+                f"model's images, {size[0]} x {size[1]}{RESIZE_IT}"
+            )
+        grey = resize(grey, size, fit)
+    return torch.from_numpy(grey[..., 0] >= 128)
 
 
 def _read_array(path: str, channels: int) -> np.ndarray:
@@ -75,12 +90,16 @@ def _open_picture(path: str) -> Image.Image:
     return picture
 
 
-def _check_format(path: str, array: np.ndarray, image_format: ImageFormat) -> np.ndarray:
+def _in_format(
+    path: str, array: np.ndarray, image_format: ImageFormat, fit: Fit | None
+) -> np.ndarray:
     channels, height, width = image_format.shape
-    if array.shape != (height, width, channels) or array.dtype != image_format.dtype:
+    fits = array.ndim == 3 and array.shape[2] == channels and array.dtype == image_format.dtype
+    right_size = array.shape[:2] == (height, width)
+    if not fits or not (right_size or fit):
         raise UserError(
             f"image={path} has {array.shape[-1]} channels, {array.shape[0]} x {array.shape[1]} "
             f"pixels of {array.dtype}; the model's images have {channels}, {height} x {width} of "
-            f"{np.dtype(image_format.dtype)}"
+            f"{np.dtype(image_format.dtype)}{RESIZE_IT if fits else ''}"
         )
-    return array
+    return array if fit is None else resize(array, (height, width), fit)

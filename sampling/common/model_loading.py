@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from ddpm_sa import Pipeline
 from ddpm_sa.distributed import by_process_0
 from ddpm_sa.errors import UserError
-from ddpm_sa.model_folder import NETWORK_CONFIGS, set_aside
+from ddpm_sa.model_folder import is_run, model_of_run, set_aside
 from ddpm_sa.settings.ranges import Seed, check_ranges
 
 Weights = Literal["ema", "raw"]
@@ -75,12 +75,11 @@ def _load(model: str, weights: Weights) -> Pipeline:
     folder = Path(model)
     if folder.parent.name == "checkpoints" and folder.parent.is_dir():
         return _load_checkpoint(folder, weights)
-    if (folder / "config.yaml").is_file():
-        finished = folder / "model"
-        if finished.is_dir() or set_aside(finished).is_dir():
-            folder = finished
-        elif not any((folder / name).exists() for name in NETWORK_CONFIGS):
+    if is_run(folder):
+        finished = model_of_run(folder)
+        if finished is None:
             return _load_newest_checkpoint(folder, weights)
+        folder = finished
     if weights == "raw":
         raw = folder.with_name(f"{folder.name}-raw")
         if not raw.is_dir():

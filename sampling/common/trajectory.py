@@ -63,8 +63,8 @@ class SampleSpec:
 
     def describe(self, pipeline: Pipeline) -> str:
         """The caption of a figure of this image."""
-        labels = self.condition(pipeline).class_labels
-        of_class = "" if labels is None else f", class {int(labels)}"
+        labels, name_of = self.condition(pipeline).class_labels, pipeline.image_format.class_name
+        of_class = "" if labels is None else f", class {name_of(int(labels))}"
         return f"{self.scheduler}, seed {self.seed}, image {self.index}{of_class}"
 
 

@@ -14,6 +14,7 @@ import pytest
 from ddpm_sa.errors import UserError
 from ddpm_sa.files import folder_lock
 from ddpm_sa.files.folder_lock import hold_folder, lock_beside, lock_in
+from tests.support.workers import wait_until
 
 ELSEWHERE = {"pid": 7, "host": "elsewhere", "since": "2026-01-02 03:04:05", "command": "train.py"}
 
@@ -59,6 +60,31 @@ def test_a_held_folder_is_refused_and_free_afterwards(lock_of, tmp_path):
     with hold_folder(folder, lock_of):
         (lock_of(folder).parent / "result").write_text("")
     assert os.listdir(lock_of(folder).parent) == ["result"]
+
+
+def test_the_refusal_waits_for_the_name_of_a_holder_that_has_just_begun(tmp_path, monkeypatch):
+    """Between its lock and its name lie two calls of the operating system."""
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0.0)
+    write, held, refused = folder_lock._Lock._write_holder, threading.Event(), []
+
+    def write_late(lock, file, confirm):
+        held.set()
+        time.sleep(0.2)
+        write(lock, file, confirm)
+
+    def first():
+        with hold_folder(tmp_path):
+            wait_until(lambda: bool(refused))
+
+    monkeypatch.setattr(folder_lock._Lock, "_write_holder", write_late)
+    thread = threading.Thread(target=first)
+    thread.start()
+    held.wait()
+    with pytest.raises(UserError) as told, hold_folder(tmp_path):
+        pass
+    refused.append(told)
+    thread.join()
+    assert f"is in use by process {os.getpid()} on " in str(told.value)
 
 
 def test_a_folder_is_free_after_an_error(tmp_path):

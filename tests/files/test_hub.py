@@ -194,7 +194,7 @@ print(json.dumps(told))
     ("does", "says"),
     [
         ("Pipeline.from_pretrained(FOLDER).push_to_hub('me/digits')", "could not be pushed"),
-        ("Pipeline.from_pretrained('me/digits')", "not found on the Hugging Face Hub"),
+        ("Pipeline.from_pretrained('me/digits')", "Hub has no such repository, or it is private"),
     ],
 )
 def test_a_hub_that_is_not_reached_is_told_in_words(does, says, folder, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tifffile
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ddpm_sa import Pipeline, UNet
 from ddpm_sa.errors import UserError
@@ -40,6 +40,11 @@ def place(tmp_path_factory):
     Image.fromarray(mask).save(folder / "mask.png")
     Image.fromarray(mask).save(folder / "grey.png")
     Image.fromarray(mask[:4]).save(folder / "small.png")
+    wide = random.integers(0, 256, (12, 20, 3), np.uint8)
+    Image.fromarray(wide).save(folder / "wide.png")
+    bright = np.zeros((12, 20), np.uint8)
+    bright[:, 4:10] = 255  # the left half of what the crop leaves
+    Image.fromarray(bright).save(folder / "bright.png")
     return folder
 
 
@@ -89,6 +94,20 @@ def test_strength_0_gives_the_file_back(edit, place, tmp_path):
     assert (pixels(tmp_path)["000000.png"] == np.asarray(Image.open(place / "a.png"))).all()
 
 
+def test_photographs_of_another_size_are_resized_as_in_training(edit, place, tmp_path):
+    words = ["--model", "model", "--image", "wide.png", "--fit", "crop", "--steps", 4]
+    sdedit = ["--edit", "sdedit", "--strength", 0]
+    assert edit(*words, *sdedit, "--output_dir", tmp_path / "out")[0] == 0
+    with Image.open(place / "wide.png") as wide:
+        cropped = np.asarray(ImageOps.fit(wide, (8, 8), Image.Resampling.BICUBIC)).astype(int)
+    assert (pixels(tmp_path / "out")["000000.png"] == cropped).all()
+    inpaint = ["--edit", "inpaint", "--mask", "bright.png", "--scheduler", "ddpm"]
+    assert edit(*words, *inpaint, "--output_dir", tmp_path / "filled")[0] == 0
+    filled = pixels(tmp_path / "filled")["000000.png"]
+    assert (filled[:, 4:] == cropped[:, 4:]).all()
+    assert abs(filled[:, :4] - cropped[:, :4]).max() > 10
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -110,7 +129,9 @@ def test_strength_0_gives_the_file_back(edit, place, tmp_path):
         (["--edit", "variations", "--scheduler", "ddpm", "--level", 1000], "level=1000"),
         (["--edit", "progressive", "--guidance.kind", "cfg"], "unconditional"),
         (["--edit", "progressive", "--count", 0], "count=0"),
-        (["--edit", "progressive", "--class_label", 1], "num_class_embeds"),
+        (["--edit", "progressive", "--class_label", 1], "this network is unconditional"),
+        (["--edit", "sdedit", "--image", "[wide.png]"], "8 x 8 of uint8; --fit crop resizes it"),
+        (["--edit", "variations", "--fit", "crop"], "--fit has no effect"),
     ],
 )
 def test_mistakes_end_in_one_line_and_leave_nothing(words, message, edit, tmp_path):

@@ -240,7 +240,7 @@ def test_a_model_or_a_checkpoint_of_a_run_knows_the_images_of_its_config(tmp_pat
 
 
 def test_images_of_any_kind_are_measured(evaluate, tmp_path):
-    """Of 5 channels, floats, and no square: nothing but the user's features must know them."""
+    """Of 5 channels, floats, and no square: features of pixels, or the user's, know them."""
     random = np.random.default_rng(0)
     values = (random.normal(size=(40, 6, 9, 5)) * 100).astype(np.float32)
     np.save(tmp_path / "data.npy", values)
@@ -258,8 +258,10 @@ def test_images_of_any_kind_are_measured(evaluate, tmp_path):
     code, _, error = evaluate(*words)
     assert code == 2
     assert "features=efficientnet are of grey or RGB images, not of 5 channels" in error
-    assert evaluate(*words, "--features", FEATURES)[0] == 0
-    assert len(record(tmp_path / "out")["results"][0]["tint"]) == 5
+    assert "give --features pixels, or a module of your own" in error
+    for features in ("pixels", FEATURES):
+        assert evaluate(*words, "--features", features)[0] == 0
+        assert len(record(tmp_path / "out")["results"][0]["tint"]) == 5
 
 
 def trained_alone(places: Path, tmp_path: Path) -> list[object]:

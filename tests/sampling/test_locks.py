@@ -19,10 +19,10 @@ import sampling.paper
 import sampling.sample
 from ddpm_sa.files import folder_lock
 from ddpm_sa.files.folder_lock import hold_folder, lock_beside, lock_in
+from tests.support.meeting import impatient, meet
 from tests.support.workers import Workers, wait_until
-from tests.training.checkpoint.test_locks import impatient
 
-COMMAND = ["--num_images", "6", "--steps", "40", "--batch_size", "1"]
+COMMAND = ["--num_images", "6", "--steps", "100", "--batch_size", "1"]
 
 
 def sample(argv: list[str]) -> None:
@@ -35,15 +35,16 @@ def pictures_of(folder: Path) -> dict[str, bytes]:
 
 
 def check_two_at_once(model: Path, folder: Path, processes: int, times: int) -> None:
-    def start(output_dir: Path, log: str) -> Workers:
+    def start(output_dir: Path, log: str, before: Callable[[int], None]) -> Workers:
         argv = ["--model", str(model), *COMMAND, "--output_dir", str(output_dir)]
-        return Workers(argv, processes, folder / log, impatient, sample)
+        return Workers(argv, processes, folder / log, before, sample)
 
-    with start(folder / "whole", "log") as workers:
+    with start(folder / "whole", "log", impatient) as workers:
         assert workers.wait() == [0] * processes, workers.printed()
     for number in range(times):
         out = folder / f"out{number}"
-        with start(out, "one.log") as one, start(out, "other.log") as other:
+        together = meet(folder / f"meeting{number}")
+        with start(out, "one.log", together) as one, start(out, "other.log", together) as other:
             ends = [one.wait(), other.wait()]
             printed = one.printed(), other.printed()
             assert sorted(ends) == [[0] * processes, [2] * processes], printed

@@ -5,12 +5,14 @@ import importlib
 import math
 from typing import Any, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 import yaml
 
 from ddpm_sa.__main__ import PROGRAMS
 from ddpm_sa.cli import parse
 from ddpm_sa.data.config import DataConfig
+from ddpm_sa.errors import UserError
 from ddpm_sa.settings.ranges import LARGEST, Range, check_ranges, field_ranges
 from training.config import TrainConfig
 
@@ -27,6 +29,12 @@ NEEDED = {
     "paper": ["--model", "x", "--output_dir", "x"],
 }
 HUGE = 10**20
+
+
+def test_numbers_of_numpy_have_ranges_too() -> None:
+    for value in (np.int64(-1), np.float32(-1), np.float64("nan")):
+        with pytest.raises(UserError, match=r"^data\.num_workers="):
+            dataclasses.replace(DataConfig(source="x"), num_workers=value)
 
 
 def settings_of(program: str) -> type:

@@ -104,6 +104,20 @@ def test_scheduler_of_the_model_is_kept_in_full(name, pictures, tmp_path):
     assert saved["schedule"]["num_timesteps"] == theirs.config["num_train_timesteps"]
 
 
+def test_a_run_stands_for_its_model_as_in_sampling(pictures, tmp_path):
+    run = tmp_path / "run"
+    run_here(arguments(pictures, run, steps=1))
+    config, notes = resolve(run)
+    assert config.model.init_from == str(run / "model")
+    assert f"fine-tuning {run / 'model'}: " in notes
+    tune(run, pictures, tmp_path / "tuned")
+    saved = yaml.safe_load((tmp_path / "tuned" / "config.yaml").read_text())
+    assert saved["model"]["init_from"] == str(run / "model")
+    shutil.rmtree(run / "model")
+    with pytest.raises(ValueError, match=rf"init_from={run} is a run that has no model/ yet"):
+        resolve(run)
+
+
 def test_loss_stays_at_the_level_of_the_network(tmp_path):
     """A network trained to predict eps; trained for v its loss would be many times as large."""
     pictures, run = picture_folder(tmp_path / "pictures", each=1), tmp_path / "run"

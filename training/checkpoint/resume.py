@@ -23,7 +23,7 @@ from training.checkpoint.state import (
 from training.config import TrainConfig
 from training.distributed.accelerator import by_process_0
 from training.distributed.interrupt import LAUNCHER
-from training.saved_config import check_same_run, to_plain
+from training.saved_config import check_ours, check_same_run, to_plain
 from training.scheduler import make_scheduler
 
 LAUNCHES = ".launches"
@@ -154,6 +154,7 @@ def _newest_with_notes(run: Path) -> tuple[Path | None, list[str]]:
     folder, damaged = newest_checkpoint(run)
     notes = [f"skipped     {damage}" for damage in damaged]
     if folder is None and (run / "config.yaml").exists():
+        check_ours(run / "config.yaml")
         notes.append(f"{run} holds no valid checkpoint: starting from step 0")
     return folder, notes
 

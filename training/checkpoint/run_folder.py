@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_sa.data.dataset import Images
+from ddpm_sa.errors import UserError
 from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.files.folder_lock import hold_folder
 from ddpm_sa.model_folder import restore_all
@@ -103,9 +104,15 @@ class RunFolder:
             The number of updates done, and the `log_state` saved with them.
 
         Raises:
-            ValueError: If the checkpoint does not fit the network, or the folder cannot be written.
+            UserError: If the checkpoint does not fit the network or is gone, or if the folder
+                cannot be written.
         """
-        done = (0, {}) if checkpoint is None else self._load(checkpoint)
+        try:
+            done = (0, {}) if checkpoint is None else self._load(checkpoint)
+        except FileNotFoundError as error:  # the run that it belongs to goes on, and removes it
+            raise UserError(
+                f"{checkpoint} was removed while it was read; copy it, or name a newer one"
+            ) from error
         by_process_0(self._begin, f"output_dir={self.path} cannot be written")
         record_launch(self.path)
         return done

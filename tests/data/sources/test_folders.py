@@ -139,6 +139,8 @@ def test_held_out_images_are_another_split_of_the_folder(tmp_path, monkeypatch):
     assert elsewhere.validation.length == 3
     with pytest.raises(ValueError, match=r"validation=train is the split that is taken"):
         opened(root, validation="train")
+    with pytest.raises(ValueError, match=r"validation=\S+/root/ is data\.source itself"):
+        opened(root, validation=f"{root}/")
     message = r"validation=dev is not a folder or file, and data\.source=.* has only the splits"
     with pytest.raises(ValueError, match=message):
         opened(root, validation="dev")

@@ -8,15 +8,11 @@ from functools import partial
 import pytest
 
 from ddpm_sa.files import folder_lock
+from tests.support.meeting import meet
 from tests.support.runs import arguments, assert_same_run, metrics, run_here
 from tests.support.workers import Workers, wait_until
 
 STEPS = 20
-
-
-def impatient(rank):
-    """What is tried here waits for nobody: the other run is no earlier process of the same job."""
-    folder_lock.PATIENCE = 0.0
 
 
 def patient(rank):
@@ -31,7 +27,8 @@ def check_two_at_once(pictures, folder, processes, times):
     for number in range(times):
         run, logs = folder / f"run{number}", [folder / "one.log", folder / "other.log"]
         start = partial(Workers, arguments(pictures, run, **changes), processes)
-        with start(logs[0], impatient) as one, start(logs[1], impatient) as other:
+        together = meet(folder / f"meeting{number}")
+        with start(logs[0], together) as one, start(logs[1], together) as other:
             ends = [one.wait(), other.wait()]
             printed = one.printed(), other.printed()
             assert sorted(ends) == [[0] * processes, [2] * processes], printed

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import yaml
 
+from ddpm_sa.errors import UserError
 from tests.support.runs import (
     WATCHED,
     arguments,
@@ -14,6 +15,7 @@ from tests.support.runs import (
     picture_folder,
     run_here,
 )
+from training.checkpoint.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("stop", [3, 4])
@@ -149,6 +151,34 @@ def test_resume_under_other_settings_is_said_where_asked_for(straight, pictures,
     assert [row["lr"] for row in metrics(run) if "lr" in row][-1] == 0.5
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["optim"]["lr"], config["override"]) == (0.5, False)
+
+
+def test_config_file_that_is_no_runs_is_not_replaced(pictures, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("theme: dark\n")
+    with pytest.raises(ValueError, match=r"config\.yaml is not that of a run, and would be repl"):
+        run_here(arguments(pictures, run, resume="auto"))
+    assert (run / "config.yaml").read_text() == "theme: dark\n"
+    assert os.listdir(run) == ["config.yaml"]
+
+
+def test_checkpoint_of_another_run_that_removes_it_meanwhile_is_named(
+    straight, pictures, tmp_path, monkeypatch
+):
+    """That run goes on, and keeps its newest checkpoints alone."""
+    shutil.copytree(straight, tmp_path / "other")
+    checkpoint = sorted((tmp_path / "other" / "checkpoints").iterdir())[-1]
+    load = RunFolder._load
+
+    def load_late(run, folder):
+        shutil.rmtree(folder)
+        return load(run, folder)
+
+    monkeypatch.setattr(RunFolder, "_load", load_late)
+    changes = WATCHED | {"resume": checkpoint, "steps": 7}
+    with pytest.raises(UserError, match=rf"{checkpoint} was removed while it was read"):
+        run_here(arguments(pictures, tmp_path / "new", **changes))
 
 
 def test_resume_on_other_images_of_the_same_name_is_refused(tmp_path):
