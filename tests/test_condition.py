@@ -86,7 +86,7 @@ def test_classes_are_given_by_name_and_strings_are_names_first(
 def test_an_unknown_name_names_those_there_are() -> None:
     with pytest.raises(ValueError, match="no class is called 'dog'; there are 7, cat, 3, 0, or 0 "):
         checked_labels("dog", 2, 4, NAMES)
-    with pytest.raises(ValueError, match="there are cat, dog, or 0 ... 1$"):  # 2 is "no label"
+    with pytest.raises(ValueError, match=r"there are cat, dog, or 0 \.\.\. 1$"):  # 2 is "no label"
         checked_labels("horse", 2, 3, ["cat", "dog"])
     many = [f"class{i}" for i in range(1000)]
     with pytest.raises(ValueError, match=r"class7 and 992 others, or 0 ... 999") as refusal:

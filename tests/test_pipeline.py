@@ -130,7 +130,7 @@ def test_classes_cycle_over_the_images_unless_they_are_given():
         ({}, {"steps": 1001}, "1000"),
         ({}, {"scheduler": "none"}, "known are ddpm, ddim, dpmsolver"),
         ({}, {"output_type": "png"}, "pil, np, pt"),
-        ({}, {"class_labels": 0}, "num_class_embeds"),
+        ({}, {"class_labels": 0}, "this network is unconditional"),
         ({"num_class_embeds": 3}, {"class_labels": 3}, r"3 is not among 0 \.\.\. 2"),
         ({"num_class_embeds": 3}, {"class_labels": [0] * 3}, "3 class_labels for 16 images"),
         (TWO_CHANNELS, {}, "output_type='values'"),

@@ -88,10 +88,12 @@ def local_folder(
     except RevisionNotFoundError as error:
         raise UserError(f"{folder_or_repo} has no revision {options.revision!r}") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder_or_repo} is not a local folder, and {_why_not(error)}") from error
+        raise UserError(
+            f"{folder_or_repo} is not a local folder, and {_why_not(error, options)}"
+        ) from error
 
 
-def _why_not(error: Exception) -> str:
+def _why_not(error: Exception, options: HubOptions) -> str:
     """Why a repository could not be downloaded, in a user's words."""
     if isinstance(error, HFValidationError):
         return "no repository of the Hugging Face Hub can have that name (owner/name)"
@@ -101,7 +103,10 @@ def _why_not(error: Exception) -> str:
             "in (`hf auth login`)"
         )
     if isinstance(error, LocalEntryNotFoundError):
-        return "it was not downloaded before, and the Hugging Face Hub cannot be reached"
+        asked = (
+            "was not asked (local_files_only)" if options.local_files_only else "cannot be reached"
+        )
+        return f"it was not downloaded before, and the Hugging Face Hub {asked}"
     return f"was not found on the Hugging Face Hub: {' '.join(str(error).split())}"
 
 

@@ -208,7 +208,7 @@ def test_grey_images_are_described_as_colour_and_others_refused() -> None:
     assert features.equal(extractor(grey.expand(-1, 3, -1, -1))[0])
     assert probabilities is not None
     torch.testing.assert_close(probabilities.sum(1), torch.ones(2).double())
-    with pytest.raises(ValueError, match="not of 2 channels; use a module of your own"):
+    with pytest.raises(ValueError, match="not of 2 channels; give --features pixels, or a module"):
         extractor(grey.expand(-1, 2, -1, -1))
 
 
@@ -243,7 +243,10 @@ def test_summary_of_parts_is_that_of_the_whole_and_lasts(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("resnet", "'resnet' is unknown; known are efficientnet, inception, and package.module"),
+        (
+            "resnet",
+            "'resnet' is unknown; known are efficientnet, inception, pixels, ",
+        ),
         ("no_such_module:name", "cannot be imported: No module named 'no_such_module'"),
         ("math:pi", "is a float, not a function of images"),
         ("inception", "pip install torchmetrics torch-fidelity"),

@@ -271,7 +271,7 @@ def test_an_image_of_one_grey_is_drawn_without_a_line():
         (["--guidance.scale", 2], "--guidance.scale has no effect: guidance.kind=none"),
         (["--guidance.kind", "auto"], "guidance 'auto' needs a weaker model"),
         (["--scheduler_options.beta", 2], "beta"),
-        (["--class_label", 0], "num_class_embeds"),
+        (["--class_label", 0], "this network is unconditional"),
         (
             ["--model", "two", "--class_label", 3],
             "class '3': the classes of this model have no names; give a number, 0 ... 2",

@@ -206,7 +206,7 @@ def test_names_in_a_file_and_in_python_are_those_of_the_command_line(animals, sa
         (["--model", "animals", "--class_labels", "kat"], "cat, 3, dog, bird, or 0 ... 3"),
         (["--model", "animals", "--class_labels", "cat", "9"], "no class is called '9'"),
         (["--model", "animals", "--class_labels", "cat", "dog", "--num_images", 3], "2 class_lab"),
-        (["--class_labels", "cat"], "num_class_embeds"),
+        (["--class_labels", "cat"], "this network is unconditional"),
         (["--model", "classes", "--class_labels", "cat"], "have no names; give a number, 0 ... 3"),
         (["--indices", "0:99999999999999999999"], "must be START:STOP"),
         (
@@ -229,7 +229,7 @@ def test_names_in_a_file_and_in_python_are_those_of_the_command_line(animals, sa
         (["--indices", "0:2", "--num_images", 2], "give one"),
         (["--seed", -1], "seed=-1"),
         (["--batch_size", 0], "batch_size=0"),
-        (["--class_labels", 0], "num_class_embeds"),
+        (["--class_labels", 0], "this network is unconditional"),
         (["--device", "abacus"], "abacus"),
         (["--dtype", "int4"], "dtype"),
         (["--scheduler_options.etta", 1], "no option 'etta'; its options are"),
