@@ -1,8 +1,8 @@
-"""Weights under the names of another implementation, and how to load them into a UNet."""
+"""Weights under the names of another implementation, and how to load them into a network."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -10,7 +10,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ddpm_sa.errors import UserError
-from ddpm_sa.models.unet import UNet
+from ddpm_sa.models.network import Network
+
+NetworkType = TypeVar("NetworkType", bound=Network)
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,10 @@ class ForeignWeights:
             raise UserError(f"{theirs} is missing: these are not all weights of one network")
         weight = self.weights[theirs]
         # np.array copies, since torch warns about arrays that are not writable.
-        array = weight.detach().cpu() if isinstance(weight, Tensor) else np.array(weight)
-        return self.to_torch(torch.asarray(array, dtype=torch.float32, copy=True))
+        array = weight.detach() if isinstance(weight, Tensor) else torch.as_tensor(np.array(weight))
+        # Weights without memory give a network without memory, which has names and shapes.
+        device = "meta" if array.is_meta else "cpu"
+        return self.to_torch(array.to(device, torch.float32, copy=True))
 
     def shape(self, name: str, ndim: int) -> torch.Size:
         """Return the shape of a weight, which must have `ndim` axes."""
@@ -60,14 +64,18 @@ class ForeignWeights:
         return count
 
 
-def assemble_unet(
-    weights: ForeignWeights, config: Mapping[str, Any], their_name: Callable[[str], str]
-) -> UNet:
+def assemble(
+    architecture: type[NetworkType],
+    weights: ForeignWeights,
+    config: Mapping[str, Any],
+    their_name: Callable[[str], str],
+) -> NetworkType:
     """Build the network of a configuration and load the weights into it.
 
     Args:
+        architecture: The class of the network.
         weights: All weights of the network, and nothing else.
-        config: Arguments of `UNet`, sample_size among them.
+        config: Arguments of the class, sample_size among them.
         their_name: Our name of a weight -> the name to request from `weights`.
 
     Returns:
@@ -78,7 +86,7 @@ def assemble_unet(
             if the image cannot be halved at every level.
     """
     with torch.device("meta"):
-        unet = UNet(**config)
+        unet = architecture(**config)
     if config["sample_size"] % unet.size_multiple:
         raise UserError(
             f"image_size={config['sample_size']} cannot be halved at each of the "
@@ -87,7 +95,9 @@ def assemble_unet(
     return load_into(unet, weights, their_name)
 
 
-def load_into(unet: UNet, weights: ForeignWeights, their_name: Callable[[str], str]) -> UNet:
+def load_into(
+    unet: NetworkType, weights: ForeignWeights, their_name: Callable[[str], str]
+) -> NetworkType:
     """Load weights into a network that was built without memory, on the meta device.
 
     Raises:
@@ -102,8 +112,7 @@ def load_into(unet: UNet, weights: ForeignWeights, their_name: Callable[[str], s
     if unexpected:
         raise UserError(
             f"{unexpected[0]} has no place in a network of {unet.config['block_out_channels']} "
-            f"channels and {unet.config['layers_per_block']} blocks per level ({len(unexpected)} "
-            "such in all)"
+            f"channels ({len(unexpected)} such in all)"
         )
     unet.load_state_dict(state, assign=True)
     return unet.eval()

@@ -3,14 +3,14 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from einops import rearrange
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ddpm_sa.checkpoints.foreign_weights import ForeignWeights, assemble_unet
-from ddpm_sa.errors import UserError
+from ddpm_sa.checkpoints.foreign_weights import ForeignWeights, assemble
+from ddpm_sa.errors import UserError, require
 from ddpm_sa.models.unet import UNet
 
 # GroupNorm32 of their nn.py. Without attn_norm_num_groups diffusers' middle attention would have
@@ -46,19 +46,23 @@ def from_openai(
     num_heads: int | None = None,
     num_head_channels: int | None = None,
     use_new_attention_order: bool = False,
+    num_heads_upsample: int | None = None,
 ) -> UNet:
     """Build the network of a state dict of their `UNetModel`, such as ema_0.9999_*.pt.
 
-    Names and shapes determine everything but the arguments; the last three are flags of their
-    programs, with the same meaning and default. A different num_heads_upsample is not supported.
+    Names and shapes determine everything but the arguments; the last four are flags of their
+    programs, with the same meaning and default.
 
     Args:
-        weights: Its state dict, as tensors or arrays.
+        weights: Its state dict, as tensors or arrays; on the meta device for names and shapes
+            alone.
         image_size: Height and width of its images, in pixels.
         num_heads: Attention heads of every layer (their programs' own default is 4).
         num_head_channels: Or channels of every head, which their -1 leaves to num_heads.
         use_new_attention_order: Whether the rows of an attention's qkv have heads within q, k and v
             rather than q, k and v within heads. improved-diffusion knows the latter alone.
+        num_heads_upsample: With num_heads, another number for the layers on the way up, which
+            their -1 leaves to num_heads.
 
     Returns:
         The network, float32, in eval mode, with one output for each channel, or two where the
@@ -67,15 +71,55 @@ def from_openai(
     Raises:
         ValueError: If neither or both of num_heads and num_head_channels are given, or do not
             divide the channels; if a weight is missing, not expected, or of another shape, naming
-            the first; if the image cannot be halved at every level; or if UNet2DModel has no such
-            layers: levels pooled without a convolution (conv_resample=False), a first level of
-            other channels than the timestep's sinusoid (channel_mult that does not begin with 1).
+            the first; or if the image cannot be halved at every level.
     """
     theirs = ForeignWeights(weights)
+    heads = _Heads(num_heads, num_head_channels, num_heads_upsample)
     plan = _read_plan(theirs)
-    config = _read_config(theirs, plan, image_size, num_heads, num_head_channels)
-    split = _split_attention(theirs, num_heads, num_head_channels, use_new_attention_order)
-    return assemble_unet(ForeignWeights(split), config, plan.their_name)
+    config = _read_config(theirs, plan, image_size, heads)
+    split = _split_attention(theirs, heads, use_new_attention_order)
+    return assemble(UNet, ForeignWeights(split), config, plan.their_name)
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """The flags that say how an attention's channels are divided into heads."""
+
+    num_heads: int | None
+    num_head_channels: int | None
+    num_heads_upsample: int | None
+
+    def __post_init__(self) -> None:
+        heads, width, up = self.num_heads, self.num_head_channels, self.num_heads_upsample
+        if (heads is None) == (width is None):
+            given = "neither is" if heads is None else "both are"
+            raise UserError(
+                f"num_heads or num_head_channels must be given, and {given}: the weights do not "
+                "say how many heads share their channels; the training's flags do (num_heads is 4 "
+                "if unset)"
+            )
+        require(
+            up is None or heads is not None,
+            f"num_heads_upsample={up} has no effect beside num_head_channels={width}, which holds "
+            "for all layers",
+        )
+
+    def count(self, channels: int, upwards: bool) -> int:
+        """Heads of an attention of so many channels.
+
+        Raises:
+            UserError: If the flags do not divide them.
+        """
+        name, value = "num_heads", self.num_heads
+        if self.num_head_channels is not None:
+            name, value = "num_head_channels", self.num_head_channels
+        elif upwards and self.num_heads_upsample is not None:
+            name, value = "num_heads_upsample", self.num_heads_upsample
+        if not value or value < 1 or channels % value:
+            raise UserError(
+                f"{name}={value} does not divide the {channels} channels of an attention"
+            )
+        return channels // value if name == "num_head_channels" else value
 
 
 @dataclass(frozen=True)
@@ -86,13 +130,13 @@ class _Plan:
         levels: Number of levels.
         layers: Residual blocks per down level; an up level has one more.
         attends: Whether each level, starting at the image, has attention.
-        resnet: Whether residual blocks, not convolutions, resize the image.
+        resample: What resizes the image: "resnet", "conv", or "unweighted" without any weights.
     """
 
     levels: int
     layers: int
     attends: tuple[bool, ...]
-    resnet: bool
+    resample: Literal["conv", "resnet", "unweighted"]
 
     def down(self, level: int, index: int) -> int:
         """Number of an input block; the last one of a level halves the image."""
@@ -118,12 +162,12 @@ class _Plan:
 
 
 def _read_plan(weights: ForeignWeights) -> _Plan:
-    gap = weights.count("input_blocks.{}.")
-    if weights.has(f"input_blocks.{gap + 1}."):
-        raise UserError(
-            f"input_blocks.{gap}.* is missing: the file is incomplete, or its levels are pooled "
-            "without weights (conv_resample=False), which UNet2DModel has no layer for"
-        )
+    first_gap = weights.count("input_blocks.{}.")
+    require(
+        weights.has("output_blocks."),
+        "output_blocks.0.* is missing: these are the weights of a classifier (EncoderUNetModel), "
+        "which has no way up, or not all weights of a network",
+    )
     blocks = weights.count("output_blocks.{}.")
     # A level ends with what doubles the image; the last has none.
     doubles = [
@@ -133,7 +177,9 @@ def _read_plan(weights: ForeignWeights) -> _Plan:
         for what in ("conv", "in_layers")
         if weights.has(f"output_blocks.{number}.{place}.{what}")
     ]
-    of_a_level = doubles[0] + 1 if doubles else blocks
+    # conv_resample=False: what halves or doubles has no weights, and so its number is missing.
+    unweighted = not doubles and first_gap < blocks
+    of_a_level = first_gap if unweighted else doubles[0] + 1 if doubles else blocks
     levels = blocks // of_a_level
     if blocks % of_a_level or of_a_level < 2:
         raise UserError(
@@ -141,42 +187,37 @@ def _read_plan(weights: ForeignWeights) -> _Plan:
             "doubles the image: this is another network than UNetModel"
         )
     firsts = [1 + level * of_a_level for level in range(levels)]
+    halvings = {first - 1 for first in firsts[1:]}
+    for number in range(blocks):
+        if not weights.has(f"input_blocks.{number}.") and not (unweighted and number in halvings):
+            raise UserError(f"input_blocks.{number}.* is missing: the file is incomplete")
+    resnet = weights.has(f"input_blocks.{of_a_level}.0.in_layers.")
     return _Plan(
         levels=levels,
         layers=of_a_level - 1,
         attends=tuple(weights.has(f"input_blocks.{first}.1.") for first in firsts),
-        resnet=weights.has(f"input_blocks.{of_a_level}.0.in_layers."),
+        resample="unweighted" if unweighted else "resnet" if resnet else "conv",
     )
 
 
 def _read_config(
-    weights: ForeignWeights,
-    plan: _Plan,
-    image_size: int,
-    num_heads: int | None,
-    num_head_channels: int | None,
+    weights: ForeignWeights, plan: _Plan, image_size: int, heads: _Heads
 ) -> dict[str, Any]:
     """Arguments of `UNet`."""
     channels = tuple(
         weights.shape(f"input_blocks.{plan.down(level, 0)}.0.out_layers.3.bias", 1)[0]
         for level in range(plan.levels)
     )
-    first, in_channels = weights.shape("input_blocks.0.0.weight", 4)[:2]
-    sinusoid = weights.shape("time_embed.0.weight", 2)[1]
-    if first != sinusoid:
-        raise UserError(
-            f"time_embed.0.weight takes {sinusoid} numbers and the first level has {first} "
-            "channels (a channel_mult that does not begin with 1): in UNet2DModel they are equal"
-        )
-    plain = "ResnetDownsampleBlock2D" if plan.resnet else "DownBlock2D"
+    resnet = plan.resample == "resnet"
+    plain = "ResnetDownsampleBlock2D" if resnet else "DownBlock2D"
     down = tuple("AttnDownBlock2D" if attends else plain for attends in plan.attends)
-    resample = "resnet" if plan.resnet else "conv"
     scaled = weights.shape("input_blocks.1.0.emb_layers.1.bias", 1)[0] == 2 * channels[0]
     classes = weights.shape("label_emb.weight", 2)[0] if weights.has("label_emb.") else None
     return {
         **_THEIR_NORM,
+        **_timestep(weights, channels[0]),
         "sample_size": image_size,
-        "in_channels": in_channels,
+        "in_channels": weights.shape("input_blocks.0.0.weight", 4)[1],
         "out_channels": weights.shape("out.2.bias", 1)[0],
         "block_out_channels": channels,
         "layers_per_block": plan.layers,
@@ -184,44 +225,45 @@ def _read_config(
         "up_block_types": tuple(
             name.replace("Downsample", "Upsample").replace("Down", "Up") for name in down[::-1]
         ),
-        "downsample_type": resample,
-        "upsample_type": resample,
+        "downsample_type": "resnet" if resnet else "conv",
+        "upsample_type": "resnet" if resnet else "conv",
+        "conv_resample": plan.resample != "unweighted",
         "resnet_time_scale_shift": "scale_shift" if scaled else "default",
         "num_class_embeds": classes,
-        **_heads(channels, plan, num_heads, num_head_channels),
+        **_attention(channels, plan, heads),
     }
 
 
-def _heads(
-    channels: tuple[int, ...], plan: _Plan, num_heads: int | None, num_head_channels: int | None
-) -> dict[str, int | None]:
+def _timestep(weights: ForeignWeights, first: int) -> dict[str, int]:
+    """What follows from num_channels where channel_mult does not begin with 1."""
+    width, sinusoid = weights.shape("time_embed.0.weight", 2)
+    if sinusoid == first:
+        return {}
+    return {"timestep_input_dim": sinusoid, "time_embedding_dim": width}
+
+
+def _attention(channels: tuple[int, ...], plan: _Plan, heads: _Heads) -> dict[str, int | None]:
     """The arguments of `UNet` that say how wide a head is; UNet2DModel's where it can."""
-    if (num_heads is None) == (num_head_channels is None):
-        given = "neither is" if num_heads is None else "both are"
-        raise UserError(
-            f"num_heads or num_head_channels must be given, and {given}: the weights do not say "
-            "how many heads share their channels; the training's flags do (num_heads is 4 if unset)"
-        )
-    name = "num_heads" if num_head_channels is None else "num_head_channels"
-    value = num_heads or num_head_channels or 0
-    attended = [c for c, attends in zip(channels, plan.attends, strict=True) if attends]
-    widths = {*attended, channels[-1]}
-    for width in sorted(widths):
-        if value < 1 or width % value:
-            raise UserError(f"{name}={value} does not divide the {width} channels of an attention")
-    if num_head_channels is not None:
-        return {"attention_head_dim": num_head_channels}
-    if len(widths) > 1 and value > 1:
-        return {"num_attention_heads": num_heads}
-    return {"attention_head_dim": None if value == 1 else channels[-1] // value}
+    upwards = {c for c, attends in zip(channels, plan.attends, strict=True) if attends}
+    downwards = {*upwards, channels[-1]}  # and the middle
+    counts = {c: heads.count(c, upwards=False) for c in sorted(downwards)}
+    counts_up = {c: heads.count(c, upwards=True) for c in sorted(upwards)}
+    widths = {c // count for of in (counts, counts_up) for c, count in of.items()}
+    if heads.num_head_channels is not None or len(widths) == 1:
+        [width] = widths
+        # Where every attention has one head, that is said as in the paper's configuration.
+        single = heads.num_head_channels is None and width == channels[-1]
+        return {"attention_head_dim": None if single else width}
+    if {*counts.values(), *counts_up.values()} == {1}:
+        return {"attention_head_dim": None}
+    same = all(count == heads.num_heads for count in counts_up.values())
+    return {
+        "num_attention_heads": heads.num_heads,
+        "num_attention_heads_up": None if same else heads.num_heads_upsample,
+    }
 
 
-def _split_attention(
-    weights: ForeignWeights,
-    num_heads: int | None,
-    num_head_channels: int | None,
-    new_order: bool,
-) -> dict[str, Any]:
+def _split_attention(weights: ForeignWeights, heads: _Heads, new_order: bool) -> dict[str, Any]:
     """Split every qkv into three weights; the other weights are unchanged."""
     pattern = "(three heads d) ... -> three (heads d) ..."
     if not new_order:
@@ -233,9 +275,9 @@ def _split_attention(
             continue
         qkv = weights.tensor(name)
         rows = qkv.shape[0] if qkv.ndim else 0
-        heads = num_heads or rows // 3 // (num_head_channels or 1)
-        if not heads or rows % (3 * heads):
-            raise UserError(f"{name} has {rows} rows, which no q, k and v of equal heads have")
-        parts = rearrange(qkv, pattern, three=3, heads=heads)
+        if not rows or rows % 3:
+            raise UserError(f"{name} has {rows} rows, which no q, k and v have")
+        count = heads.count(rows // 3, name.startswith("output_blocks."))
+        parts = rearrange(qkv, pattern, three=3, heads=count)
         split |= {f"{name} ({part})": third for part, third in zip("qkv", parts, strict=True)}
     return split

@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ddpm_sa.checkpoints.foreign_weights import ForeignWeights, assemble_unet
+from ddpm_sa.checkpoints.foreign_weights import ForeignWeights, assemble
 from ddpm_sa.models.presets import PAPER
 from ddpm_sa.models.unet import UNet
 
@@ -61,25 +61,36 @@ def build(weights: ForeignWeights, image_size: int) -> UNet:
     """Build the network from weights with pesser's names; see `from_pesser`."""
     config = _read_config(weights, image_size)
     levels = len(config["block_out_channels"])
-    return assemble_unet(weights, config, lambda ours: _pesser_name(ours, levels))
+    return assemble(UNet, weights, config, lambda ours: _pesser_name(ours, levels))
 
 
 def _read_config(weights: ForeignWeights, image_size: int) -> dict[str, Any]:
     """Read the arguments of `UNet` from names and shapes."""
     levels = weights.count("down.{}.")
     attends = [weights.has(f"down.{level}.attn.0.") for level in range(levels)]
+    channels = tuple(
+        weights.shape(f"down.{level}.block.0.conv1.bias", 1)[0] for level in range(levels)
+    )
     return {
         **PAPER,
+        **_width(weights, channels[0]),
         "sample_size": image_size,
         "in_channels": weights.shape("conv_in.weight", 4)[1],
         "out_channels": weights.shape("conv_out.bias", 1)[0],
-        "block_out_channels": tuple(
-            weights.shape(f"down.{level}.block.0.conv1.bias", 1)[0] for level in range(levels)
-        ),
+        "block_out_channels": channels,
         "layers_per_block": weights.count("down.0.block.{}."),
         "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]),
     }
+
+
+def _width(weights: ForeignWeights, first: int) -> dict[str, int]:
+    """What follows from ch where it is not the width of the first level, ch · ch_mult[0]."""
+    ch = weights.shape("conv_in.weight", 4)[0]
+    # If these two differ, one is of the wrong shape, and loading says which.
+    if ch == first or ch != weights.shape("temb.dense.0.weight", 2)[1]:
+        return {}
+    return {"conv_in_channels": ch, "timestep_input_dim": ch, "time_embedding_dim": 4 * ch}
 
 
 def _pesser_name(ours: str, levels: int) -> str:

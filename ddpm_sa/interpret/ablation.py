@@ -15,14 +15,14 @@ from ddpm_sa.errors import UserError
 from ddpm_sa.interpret.recording import Recorder
 from ddpm_sa.models.attention import Attend
 from ddpm_sa.models.attention_slots import Layers, eager_layers, slots_holding
-from ddpm_sa.models.unet import UNet
+from ddpm_sa.models.network import Network
 
 Replacement = Literal["identity", "uniform", "local"]
 
 
 @contextlib.contextmanager
 def ablate_attention(
-    unet: UNet, replacement: Replacement, layers: Layers = "all", radius: int | None = None
+    unet: Network, replacement: Replacement, layers: Layers = "all", radius: int | None = None
 ) -> Iterator[None]:
     """Replace the attention of layers, around any call of the network.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpm_sa.interpret.recording import Queries, Rows, record_rows
 from ddpm_sa.models.attention_slots import Layers
-from ddpm_sa.models.unet import UNet
+from ddpm_sa.models.network import Network
 
 
 def entropy(maps: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class Measures:
 
 @contextlib.contextmanager
 def measure_attention(
-    unet: UNet, layers: Layers = "all", queries: Queries = "all"
+    unet: Network, layers: Layers = "all", queries: Queries = "all"
 ) -> Iterator[dict[str, list[Measures]]]:
     """Measure attention, around any call of the network, as `record_attention` records it.
 

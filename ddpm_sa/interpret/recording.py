@@ -16,7 +16,7 @@ from torch import Tensor
 from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention import Attend
 from ddpm_sa.models.attention_slots import COMPILED, Layers, eager_layers, slots_holding
-from ddpm_sa.models.unet import UNet
+from ddpm_sa.models.network import Network
 
 Queries = Sequence[tuple[int, int]] | Literal["all"]
 Maps = dict[str, list[Tensor]]
@@ -40,7 +40,7 @@ class Rows(NamedTuple):
 
 @contextlib.contextmanager
 def record_attention(
-    unet: UNet,
+    unet: Network,
     layers: Layers = "all",
     queries: Queries = "all",
     heads: Literal["mean", "all"] = "mean",
@@ -87,7 +87,7 @@ def record_attention(
 
 @contextlib.contextmanager
 def record_rows(
-    unet: UNet, keep: Callable[[Rows], Kept], layers: Layers = "all", queries: Queries = "all"
+    unet: Network, keep: Callable[[Rows], Kept], layers: Layers = "all", queries: Queries = "all"
 ) -> Iterator[dict[str, list[Kept]]]:
     """`record_attention`, keeping what a function makes of the rows of each evaluation.
 

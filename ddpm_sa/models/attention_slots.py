@@ -9,7 +9,7 @@ from torch import nn
 
 from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention import Attend, SelfAttention
-from ddpm_sa.models.unet import UNet
+from ddpm_sa.models.network import Network
 
 Layers = Sequence[str] | Literal["all"]
 
@@ -29,13 +29,13 @@ class AttentionLayer:
     reduction: int
 
 
-def attention_layers(unet: UNet) -> dict[str, AttentionLayer]:
+def attention_layers(unet: Network) -> dict[str, AttentionLayer]:
     """The attention layers by name, in the order in which an image passes them.
 
     Raises:
-        ValueError: If `unet` is no ddpm_sa.UNet, or has no attention.
+        ValueError: If `unet` is no network of this package, or has no attention.
     """
-    if not isinstance(unet, UNet):
+    if not isinstance(unet, Network):
         raise UserError(_not_ours(unet))
     halvings = {f"down_blocks.{level}": level for level in range(len(unet.down_blocks))}
     lowest = len(halvings) - 1
@@ -53,7 +53,7 @@ def attention_layers(unet: UNet) -> dict[str, AttentionLayer]:
     return layers
 
 
-def eager_layers(unet: UNet, layers: Layers = "all") -> dict[str, AttentionLayer]:
+def eager_layers(unet: Network, layers: Layers = "all") -> dict[str, AttentionLayer]:
     """The attention layers of these names.
 
     Raises:

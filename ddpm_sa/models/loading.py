@@ -7,7 +7,7 @@ error here, since a network that lacks a weight samples noise.
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from diffusers.utils import logging
 from ddpm_sa.errors import UserError, require
 from ddpm_sa.files.hub import HubOptions, local_folder
 from ddpm_sa.files.json_files import read_object
-from ddpm_sa.models.config import not_in_diffusers
+from ddpm_sa.models.config import OURS
 
 # What diffusers' EMAModel, as in its train_unconditional.py, adds to the configuration it saves.
 _OF_EMA_MODEL = {
@@ -61,7 +61,12 @@ def _check_shards(path: Path) -> None:
 
 
 class UNetFiles(ModelMixin, ConfigMixin):
-    """The part of `UNet` that loads and converts."""
+    """The part of a network that loads and converts."""
+
+    @classmethod
+    def not_in_diffusers(cls, config: Mapping[str, Any]) -> str | None:
+        """Why UNet2DModel cannot represent a network of this config, or None if it can."""
+        raise NotImplementedError
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -136,11 +141,16 @@ class UNetFiles(ModelMixin, ConfigMixin):
         Raises:
             ValueError: If it cannot be read, or has arguments that are not known here.
         """
-        config = {key: v for key, v in read_object(path).items() if not key.startswith("_")}
+        content = read_object(path)
+        config = {key: v for key, v in content.items() if not key.startswith("_")}
         config = {key: v for key, v in config.items() if key not in _OF_EMA_MODEL}
         known = inspect.signature(cls.__init__).parameters
         unknown = [key for key in config if key not in known]
-        require(not unknown, f"{path} has {', '.join(unknown)}, which UNet does not know")
+        if unknown:
+            raise UserError(
+                f"{path} has {', '.join(unknown)}, which {cls.__name__} does not know; it describes "
+                f"a {content.get('_class_name')}"
+            )
         return config
 
     @classmethod
@@ -172,10 +182,10 @@ class UNetFiles(ModelMixin, ConfigMixin):
             ValueError: If diffusers cannot represent the network (`not_in_diffusers`).
         """
         config = {key: value for key, value in self.config.items() if not key.startswith("_")}
-        lacking = not_in_diffusers(config)
+        lacking = self.not_in_diffusers(config)
         if lacking is not None:
-            raise UserError(f"{lacking}: this network stays a ddpm_sa.UNet")
-        del config["attention_kind"], config["num_attention_heads"]
+            raise UserError(f"{lacking}: this network stays a ddpm_sa.{type(self).__name__}")
+        config = {key: value for key, value in config.items() if key not in OURS}
         with torch.device("meta"):
             model = UNet2DModel(**config)
         model.load_state_dict(self.state_dict(), assign=True)

@@ -5,17 +5,17 @@ loads the other's weights; the computation is our own.
 """
 
 import functools
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 
-from ddpm_sa.errors import UserError
 from ddpm_sa.models.attention import ATTENTION_KINDS, AttentionSpec, SelfAttention
-from ddpm_sa.models.blocks.levels import Resampling, UNetMidBlock2D
+from ddpm_sa.models.blocks.levels import Block, Resampling, UNetMidBlock2D
 from ddpm_sa.models.blocks.ncsnpp import SkipUpBlock2D
 from ddpm_sa.models.blocks.resnet import (
     ACTIVATIONS,
@@ -25,34 +25,34 @@ from ddpm_sa.models.blocks.resnet import (
     default_groups,
 )
 from ddpm_sa.models.blocks.types import DOWN_BLOCKS, UP_BLOCKS, block_type
-from ddpm_sa.models.config import check_config
+from ddpm_sa.models.config import check_config, not_in_diffusers
 from ddpm_sa.models.embedding import TimestepEmbedding, class_embedding, sinusoid, time_projection
-from ddpm_sa.models.loading import UNetFiles
+from ddpm_sa.models.network import Network, UNetOutput
 
 
-@dataclass
-class UNetOutput(BaseOutput):
-    """sample: what the network predicts, (B, out_channels, H, W)."""
-
-    sample: Tensor
-
-
-class UNet(UNetFiles):
+class UNet(Network):
     """F(x_t, t): a U-Net of residual blocks with self-attention over pixels.
 
     Ho et al. 2020, appendix B. Takes all arguments of diffusers' UNet2DModel, with its defaults
-    and meanings, and two more:
+    and meanings, and six more, whose defaults mean "as in UNet2DModel":
 
     Args:
         attention_kind: A name of `models.attention.ATTENTION_KINDS`: "pixel", the paper's and
             diffusers', or "sagan" (Zhang et al. 2018).
         num_attention_heads: Heads of every attention, of any width, in the place of
             attention_head_dim, which is one width for all.
+        num_attention_heads_up: Another number of heads for the levels on the way up.
+        conv_in_channels: Features after the first convolution; block_out_channels[0] if None.
+        timestep_input_dim: Width of the timestep before its embedding; block_out_channels[0] if
+            None. With another, give time_embedding_dim too, which stays 4 block_out_channels[0].
+        conv_resample: Whether the resampling of "conv" has convolutions; if not, 2 x 2 pixels are
+            averaged, and repeated on the way up.
 
     Raises:
         ValueError: If the arguments contradict each other, or ask for what is not built here.
     """
 
+    architecture = "A DDPM U-Net (Ho et al. 2020) with self-attention over pixels"
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ("norm",)
 
@@ -89,11 +89,16 @@ class UNet(UNetFiles):
         num_train_timesteps: int | None = None,
         attention_kind: str = "pixel",
         num_attention_heads: int | None = None,
+        num_attention_heads_up: int | None = None,
+        conv_in_channels: int | None = None,
+        timestep_input_dim: int | None = None,
+        conv_resample: bool = True,
     ) -> None:
         super().__init__()
         check_config(self.config)
         channels = list(block_out_channels)
         lowest = len(channels) - 1
+        first = conv_in_channels or channels[0]
         temb_channels = time_embedding_dim or 4 * channels[0]
         spec = ResnetSpec(
             temb_channels=temb_channels,
@@ -106,21 +111,28 @@ class UNet(UNetFiles):
         )
 
         def make_attention(
-            channels: int, groups: int | None = spec.groups, output_scale: float = 1.0
+            channels: int,
+            groups: int | None = spec.groups,
+            output_scale: float = 1.0,
+            heads: int | None = num_attention_heads,
         ) -> SelfAttention:
             head_dim = attention_head_dim or channels
             own = {"heads": channels // head_dim, "head_dim": head_dim}
             spec = AttentionSpec(
-                **(own if num_attention_heads is None else {"heads": num_attention_heads}),
+                **(own if heads is None else {"heads": heads}),
                 norm_num_groups=groups,
                 eps=norm_eps,
                 output_scale=output_scale,
             )
             return ATTENTION_KINDS[attention_kind].build(channels, spec)
 
-        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        def resampling(kind: type[Block], default: Resampling) -> Resampling:
+            how = kind.resampling or default
+            return "unweighted" if how == "conv" and not conv_resample else how
+
+        self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
         self.time_proj, width = time_projection(
-            time_embedding_type, channels[0], num_train_timesteps
+            time_embedding_type, timestep_input_dim or channels[0], num_train_timesteps
         )
         self.time_embedding = TimestepEmbedding(width, temb_channels)
         self.activation = ACTIVATIONS[act_fn]()
@@ -133,12 +145,12 @@ class UNet(UNetFiles):
             kind = block_type(name, DOWN_BLOCKS)
             self.down_blocks.append(
                 kind(
-                    channels[max(level - 1, 0)],
+                    channels[level - 1] if level else first,
                     channels[level],
                     num_layers=layers_per_block,
                     spec=spec,
                     make_attention=make_attention,
-                    downsample=None if level == lowest else kind.resampling or downsample_type,
+                    downsample=None if level == lowest else resampling(kind, downsample_type),
                     downsample_padding=downsample_padding,
                 )
             )
@@ -159,18 +171,18 @@ class UNet(UNetFiles):
             )
 
         self.up_blocks = nn.ModuleList()
-        upwards = channels[::-1]
+        upwards, heads_up = channels[::-1], num_attention_heads_up or num_attention_heads
         for level, name in enumerate(up_block_types):
             kind = block_type(name, UP_BLOCKS)
             self.up_blocks.append(
                 kind(
                     upwards[max(level - 1, 0)],
-                    upwards[min(level + 1, lowest)],
+                    first if level == lowest else upwards[level + 1],
                     upwards[level],
                     num_layers=layers_per_block + 1,
                     spec=spec,
-                    make_attention=make_attention,
-                    upsample=None if level == lowest else kind.resampling or upsample_type,
+                    make_attention=functools.partial(make_attention, heads=heads_up),
+                    upsample=None if level == lowest else resampling(kind, upsample_type),
                 )
             )
         self.mid_block = mid_block
@@ -178,6 +190,10 @@ class UNet(UNetFiles):
         groups = norm_num_groups or default_groups(channels[0])
         self.conv_norm_out = nn.GroupNorm(groups, channels[0], norm_eps)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
+
+    @classmethod
+    def not_in_diffusers(cls, config: Mapping[str, Any]) -> str | None:
+        return not_in_diffusers(config)
 
     def forward(
         self,
@@ -253,29 +269,13 @@ class UNet(UNetFiles):
                     nn.init.zeros_(module.bias)
         return self
 
-    @property
-    def size_multiple(self) -> int:
-        """Heights and widths must be multiples of this: 2 for each level but the lowest."""
-        return 2 ** (len(self.down_blocks) - 1)
-
-    def _check_size(self, sample: Tensor) -> None:
-        height, width = sample.shape[-2:]
-        if height % self.size_multiple or width % self.size_multiple:
-            raise UserError(
-                f"an image of {height} x {width} cannot be halved at each of the "
-                f"{len(self.down_blocks)} levels; pad it to multiples of {self.size_multiple}"
-            )
-
     def _embed(self, t: Tensor, class_labels: Tensor | None) -> Tensor:
         """The time (and class) embedding before the activation: (B,) -> (B, temb_channels)."""
         dtype = self.conv_in.weight.dtype
         temb = self.time_embedding(self._project(t).to(dtype))
-        if self.class_embedding is None:
-            if class_labels is not None:
-                raise UserError("this network is unconditional: leave class_labels out")
+        self._check_labels(class_labels, self.class_embedding is not None)
+        if self.class_embedding is None or class_labels is None:
             return temb
-        if class_labels is None:
-            raise UserError("this network is class-conditional: give class_labels")
         if self.config["class_embed_type"] == "timestep":
             class_labels = self._project(class_labels).to(dtype)
         return temb + self.class_embedding(class_labels).to(dtype)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ddpm_sa.errors import UserError
-from ddpm_sa.models.unet import UNet, UNetOutput
+from ddpm_sa.models.network import UNetOutput
+from ddpm_sa.models.unet import UNet
 
 
 class DeepReuse:

@@ -1,4 +1,5 @@
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,48 @@ NETWORKS: dict[str, tuple[UNetModel, dict[str, Any]]] = {
         UNetModel(channel_mult=(1, 2, 3), attended=(0, 1), heads={32: 4, 64: 4, 96: 4}),
         {"num_heads": 4},
     ),
+    "two heads on the way down, one on the way up": (
+        UNetModel(heads={64: 2}, heads_up={64: 1}),
+        {"num_heads": 2, "num_heads_upsample": 1},
+    ),
+    "one head on the way down, several of several widths on the way up": (
+        UNetModel(
+            channel_mult=(1, 2, 3), attended=(0, 1), heads=ONE_HEAD, heads_up={32: 4, 64: 4}
+        ),
+        {"num_heads": 1, "num_heads_upsample": 4},
+    ),
+    "a first level of half the width": (
+        UNetModel(
+            model_channels=64,
+            channel_mult=(0.5, 1, 1),
+            attended=(1, 2),
+            heads={64: 2},
+            num_classes=5,
+            resblock_updown=True,
+        ),
+        {"num_head_channels": 32},
+    ),
+    "a first level of twice the width": (
+        UNetModel(channel_mult=(2, 1), heads={32: 1}),
+        {"num_heads": 1},
+    ),
+    "no weights in what resamples": (
+        UNetModel(channel_mult=(1, 2, 2), num_res_blocks=2, heads={64: 2}, conv_resample=False),
+        {"num_heads": 2},
+    ),
+    "residual blocks that resample, though conv_resample is false": (
+        UNetModel(heads={64: 2}, conv_resample=False, resblock_updown=True),
+        {"num_heads": 2},
+    ),
+}
+# Why a network opens with this package alone.
+OURS_ALONE = {
+    "heads of several widths": "one width for the heads of all levels",
+    "two heads on the way down, one on the way up": "one width for the heads of all levels",
+    "one head on the way down, several of several widths on the way up": "one width for the heads",
+    "a first level of half the width": "UNet2DModel has no timestep_input_dim",
+    "a first level of twice the width": "UNet2DModel has no timestep_input_dim",
+    "no weights in what resamples": "resamples by convolutions and residual blocks alone",
 }
 
 
@@ -119,7 +162,7 @@ def test_networks_of_any_configuration_give_the_originals_output(case: str) -> N
     unet = from_openai(weights, 16, **flags)
     x, t = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)), torch.arange(3)
     labels = None if written.num_classes is None else torch.tensor([4, 0, 2])
-    networks = [unet] if case == "heads of several widths" else [unet, unet.to_diffusers()]
+    networks = [unet] if case in OURS_ALONE else [unet, unet.to_diffusers()]
     with torch.no_grad():
         expected = written(weights, x, 300 * t, labels)
         for network in networks:
@@ -131,8 +174,51 @@ def test_heads_of_several_widths_stay_ours() -> None:
     written, flags = NETWORKS["heads of several widths"]
     unet = from_openai(written.weights(), 16, **flags)
     assert {layer.heads for layer in unet.modules() if hasattr(layer, "heads")} == {4}
-    with pytest.raises(ValueError, match="one width for the heads of all levels"):
+
+
+@pytest.mark.parametrize("case", OURS_ALONE)
+def test_what_diffusers_has_not_stays_ours(case: str) -> None:
+    written, flags = NETWORKS[case]
+    unet = from_openai(dict(meta_weights(written)), 16, **flags)
+    with pytest.raises(ValueError, match=OURS_ALONE[case]):
         unet.to_diffusers()
+
+
+def meta_weights(written: UNetModel) -> Iterator[tuple[str, Tensor]]:
+    """Names and shapes without memory."""
+    for name, shape in written.shapes():
+        yield name, torch.empty(shape, device="meta")
+
+
+def test_without_its_flag_a_network_of_other_heads_on_the_way_up_would_be_another() -> None:
+    """Why the flag is needed: the weights fit either way, and the outputs differ by their size."""
+    written, flags = NETWORKS["two heads on the way down, one on the way up"]
+    weights = written.weights()
+    x, t = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)), torch.arange(2)
+    with torch.no_grad():
+        expected = written(weights, x, 300 * t, None)
+        errors = [
+            error_of_each_image(from_openai(weights, 16, **given)(x, 300 * t).sample, expected)
+            for given in (flags, {"num_heads": 2})
+        ]
+    assert (errors[0] < 1e-4).all()
+    assert (errors[1] > 0.1).all()
+
+
+def test_files_in_half_precision_open_as_float32() -> None:
+    """use_fp16 leaves the first and the last layers in float32."""
+    written, flags = NETWORKS["a first level of half the width"]
+    weights = written.weights()
+    halved = {
+        name: weight.half() if "blocks" in name or "middle" in name else weight
+        for name, weight in weights.items()
+    }
+    unet = from_openai(halved, 16, **flags)
+    assert {p.dtype for p in unet.parameters()} == {torch.float32}
+    x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([3, 741]), torch.tensor([4, 1])
+    with torch.no_grad():
+        expected = written({n: w.float() for n, w in halved.items()}, x, t, y)
+        assert (error_of_each_image(unet(x, t, y).sample, expected) < 1e-4).all()
 
 
 def test_configuration_of_the_256_pixel_checkpoint_is_read_off_its_names() -> None:
@@ -198,6 +284,9 @@ def test_a_misshapen_weight_is_named(name: str) -> None:
         ({"num_heads": 5}, "num_heads=5 does not divide the 64 channels"),
         ({"num_heads": 0}, "num_heads=0 does not divide"),
         ({"num_head_channels": 48}, "num_head_channels=48 does not divide the 64 channels"),
+        ({"num_heads": 4, "num_heads_upsample": 3}, "num_heads_upsample=3 does not divide the 64"),
+        ({"num_heads": 4, "num_heads_upsample": 0}, "num_heads_upsample=0 does not divide"),
+        ({"num_head_channels": 16, "num_heads_upsample": 2}, "num_heads_upsample=2 has no effect"),
     ],
 )
 def test_heads_that_cannot_be_are_refused(flags: dict[str, int], message: str) -> None:
@@ -205,13 +294,20 @@ def test_heads_that_cannot_be_are_refused(flags: dict[str, int], message: str) -
         from_openai(improved(), 16, **flags)
 
 
-def test_layers_that_diffusers_has_not_are_refused_by_what_they_are() -> None:
-    pooled = {n: a for n, a in improved().items() if "input_blocks.2." not in n}
-    with pytest.raises(ValueError, match=r"input_blocks\.2\.\* is missing.*conv_resample=False"):
-        from_openai(pooled, 16, num_heads=4)
-    narrow = UNetModel(channel_mult=(0.5, 1), model_channels=64, attended=(), heads={64: 1})
-    with pytest.raises(ValueError, match="takes 64 numbers and the first level has 32 channels"):
-        from_openai(narrow.weights(), 16, num_heads=1)
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_missing_block_is_no_network_without_resampling_weights(number: int) -> None:
+    rest = {n: a for n, a in improved().items() if f"input_blocks.{number}." not in n}
+    message = rf"^input_blocks\.{number}\.\* is missing: the file is incomplete"
+    if number == 3:  # the last one: the way up tells that it is missing
+        message = r"^input_blocks\.3\.\* is missing"
+    with pytest.raises(ValueError, match=message):
+        from_openai(rest, 16, num_heads=4)
+
+
+def test_a_classifier_is_refused_as_one() -> None:
+    encoder = {n: a for n, a in improved().items() if not n.startswith("output_blocks")}
+    with pytest.raises(ValueError, match=r"^output_blocks\.0\.\* is missing: .* a classifier"):
+        from_openai(encoder, 16, num_heads=4)
 
 
 def test_what_is_no_such_network_is_refused() -> None:
@@ -219,9 +315,6 @@ def test_what_is_no_such_network_is_refused() -> None:
         from_openai(Fixture("pesser_unet").weights(), 16, num_heads=4)
     with pytest.raises(ValueError, match=r"^extra has no place"):
         from_openai({**improved(), "extra": np.zeros(3)}, 16, num_heads=4)
-    encoder = {n: a for n, a in improved().items() if not n.startswith("output_blocks")}
-    with pytest.raises(ValueError, match=r"^output_blocks\.0\.\* is missing"):
-        from_openai(encoder, 16, num_heads=4)
     cut = {n: a for n, a in improved().items() if not n.startswith("output_blocks.3.")}
     with pytest.raises(ValueError, match="the 3 output_blocks do not fall into levels of 2"):
         from_openai(cut, 16, num_heads=4)

@@ -18,17 +18,23 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True, kw_only=True)
 class UNetModel:
-    """Their arguments; attention is given by level, and heads by the width of the attention."""
+    """Their arguments; attention is given by level, and heads by the width of the attention.
+
+    Those of the way up are `heads` too if there are no others.
+    """
 
     model_channels: int = 32
     channel_mult: tuple[float, ...] = (1, 2)
     num_res_blocks: int = 1
     attended: tuple[int, ...] = (1,)
     heads: dict[int, int]
+    heads_up: dict[int, int] | None = None
+    in_channels: int = 3
     out_channels: int = 6
     num_classes: int | None = None
     scale_shift: bool = True
     resblock_updown: bool = False
+    conv_resample: bool = True
     new_order: bool = False
 
     def weights(self, seed: int = 0) -> dict[str, Tensor]:
@@ -49,7 +55,7 @@ class UNetModel:
         yield from _layer("time_embed.2", wide, wide)
         if self.num_classes is not None:
             yield "label_emb.weight", (self.num_classes, wide)
-        yield from _layer("input_blocks.0.0", widths[0], 3, 3, 3)
+        yield from _layer("input_blocks.0.0", widths[0], self.in_channels, 3, 3)
         number, now, skips = 1, widths[0], [widths[0]]
         for level, width in enumerate(widths):
             for _ in range(self.num_res_blocks):
@@ -92,7 +98,7 @@ class UNetModel:
     def _resampler(self, name: str, convolution: str, width: int) -> Shapes:
         if self.resblock_updown:
             yield from self._residual(name, width, width)
-        else:
+        elif self.conv_resample:
             yield from _layer(f"{name}.{convolution}", width, width, 3, 3)
 
     def __call__(self, w: dict[str, Tensor], x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
@@ -117,6 +123,8 @@ class UNetModel:
 
     def _apply(self, w: dict, block: str, x: Tensor, emb: Tensor, how: list) -> Tensor:
         """The modules of a block, which names tell apart; `how` scales what resamples."""
+        if not (self.conv_resample or self.resblock_updown) and how == [0.5]:
+            return _scaled(x, 0.5)
         for place in range(3):
             name = f"{block}.{place}"
             if f"{name}.in_layers.0.weight" in w:
@@ -128,7 +136,17 @@ class UNetModel:
             elif f"{name}.conv.weight" in w:
                 doubled = F.interpolate(x, scale_factor=2.0)
                 x = F.conv2d(doubled, *_of(w, f"{name}.conv"), padding=1)
+        if not (self.conv_resample or self.resblock_updown) and self._ends_level(block):
+            x = _scaled(x, 2)
         return x
+
+    def _ends_level(self, block: str) -> bool:
+        """Whether a level on the way up, but the last, ends with this block."""
+        kind, _, number = block.partition(".")
+        after = int(number or 0) + 1
+        a_level = self.num_res_blocks + 1
+        last = after == len(self.channel_mult) * a_level
+        return kind == "output_blocks" and after % a_level == 0 and not last
 
     def _residually(
         self, w: dict, name: str, x: Tensor, emb: Tensor, scale: float | None
@@ -149,7 +167,9 @@ class UNetModel:
         return x + h
 
     def _attend(self, w: dict, name: str, x: Tensor) -> Tensor:
-        heads, pixels = self.heads[x.shape[1]], x.flatten(2)
+        upwards = name.startswith("output_blocks") and self.heads_up is not None
+        heads = (self.heads_up if upwards else self.heads)[x.shape[1]]
+        pixels = x.flatten(2)
         qkv = F.conv1d(_norm(w, f"{name}.norm", pixels), *_of(w, f"{name}.qkv"))
         rows = "(three h c)" if self.new_order else "(h three c)"
         q, k, v = rearrange(qkv, f"b {rows} n -> three b h c n", three=3, h=heads)

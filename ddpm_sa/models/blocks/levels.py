@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_sa.models.attention import SelfAttention
-from ddpm_sa.models.blocks.resampling import Downsample, Upsample, double, halve
+from ddpm_sa.models.blocks.resampling import Downsample, Unweighted, Upsample, double, halve
 from ddpm_sa.models.blocks.resnet import ResnetBlock, ResnetSpec
 
 MakeAttention = Callable[..., SelfAttention]  # (channels, groups=..., output_scale=...)
-Resampling = Literal["conv", "resnet"]
+Resampling = Literal["conv", "resnet", "unweighted"]
 Levels = tuple[Tensor, list[Tensor], Tensor]  # what a level on the way down returns
 
 
@@ -112,7 +112,7 @@ class DownBlock2D(Block):
         spec: What its residual blocks have in common.
         make_attention: Makes one attention block, for a block type that has them.
         downsample: How the level ends: a convolution with stride 2, a residual block that halves,
-            or not at all (the lowest level).
+            means of 2 x 2 pixels, or not at all (the lowest level).
         downsample_padding: See `Downsample`.
     """
 
@@ -141,6 +141,8 @@ class DownBlock2D(Block):
             self.downsamplers.append(Downsample(out_channels, padding=downsample_padding))
         elif downsample == "resnet":
             self.downsamplers.append(ResnetBlock(out_channels, out_channels, spec, resample=halve))
+        elif downsample == "unweighted":
+            self.downsamplers.append(Unweighted(halve))
 
     def forward(self, x: Tensor, temb: Tensor, image: Tensor) -> Levels:
         """Run the level.
@@ -231,6 +233,8 @@ class UpBlock2D(Block):
             self.upsamplers.append(Upsample(out_channels))
         elif upsample == "resnet":
             self.upsamplers.append(ResnetBlock(out_channels, out_channels, spec, resample=double))
+        elif upsample == "unweighted":
+            self.upsamplers.append(Unweighted(double))
 
     def forward(
         self, x: Tensor, skips: list[Tensor], temb: Tensor, image: Tensor | None

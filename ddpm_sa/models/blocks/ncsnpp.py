@@ -42,12 +42,12 @@ class SkipDownBlock2D(Block):
         super().__init__()
         self._make_layers(
             down_widths(in_channels, out_channels, num_layers),
-            lambda before, after: _resnet(before, after, spec),
+            lambda before, after: scaled_resnet(before, after, spec),
             (lambda channels: make_attention(channels, **ATTENTION)) if self.attends else None,
         )
         self.resnet_down = self.skip_conv = None
         if downsample is not None:
-            self.resnet_down = _resnet(
+            self.resnet_down = scaled_resnet(
                 out_channels, out_channels, spec, resample=fir_halve, project_shortcut=True
             )
             self.skip_conv = nn.Conv2d(IMAGE_CHANNELS, out_channels, 1)
@@ -98,12 +98,12 @@ class SkipUpBlock2D(Block):
         self.resnets = nn.ModuleList()
         for first, (total, after) in zip(firsts, widths, strict=True):
             groups = total // 4 if self.quarter_of_sum else first + (total - first) // 4
-            self.resnets.append(_resnet(total, after, spec, groups=min(groups, 32)))
+            self.resnets.append(scaled_resnet(total, after, spec, groups=min(groups, 32)))
         if self.attends:
             self.attentions.append(make_attention(out_channels, **ATTENTION))
         self.resnet_up = self.skip_conv = self.skip_norm = None
         if upsample is not None:
-            self.resnet_up = _resnet(
+            self.resnet_up = scaled_resnet(
                 out_channels, out_channels, spec, resample=fir_double, project_shortcut=True
             )
             self.skip_conv = nn.Conv2d(out_channels, IMAGE_CHANNELS, 3, padding=1)
@@ -133,9 +133,10 @@ class AttnSkipUpBlock2D(SkipUpBlock2D):
     quarter_of_sum = False
 
 
-def _resnet(
+def scaled_resnet(
     in_channels: int, out_channels: int, spec: ResnetSpec, groups: int | None = None, **more: Any
 ) -> ResnetBlock:
+    """A residual block whose groups follow from its channels, and whose sum is divided by √2."""
     spec = replace(spec, groups=groups or default_groups(in_channels), **SCALE)
     return ResnetBlock(
         in_channels, out_channels, spec, groups_out=default_groups(out_channels), **more

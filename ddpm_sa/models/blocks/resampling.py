@@ -1,5 +1,6 @@
 """Halving and doubling feature maps: with learned convolutions, or with fixed filters."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -43,6 +44,17 @@ class Upsample(nn.Module):
             return self.conv(double(x))
         kernel = doubling_kernel(self.conv.weight)
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+
+
+class Unweighted(nn.Module):
+    """Resampling without weights, in the place of a convolution: `halve` or `double`."""
+
+    def __init__(self, resample: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.resample = resample
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        return self.resample(x)
 
 
 def doubling_kernel(weight: Tensor) -> Tensor:

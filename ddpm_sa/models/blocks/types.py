@@ -74,8 +74,8 @@ def check_flow(config: Mapping[str, Any]) -> None:
     """
     down, up = blocks_by_level(config)
     channels, layers = list(config["block_out_channels"]), config["layers_per_block"]
-    lowest = len(channels) - 1
-    skips = [(channels[0], 0)]  # channels and level of each
+    first, lowest = config["conv_in_channels"] or channels[0], len(channels) - 1
+    skips = [(first, 0)]  # channels and level of each
     for level, block in enumerate(down):
         skips += [(channels[level], level)] * layers
         if level < lowest and block is not KDownBlock2D:
@@ -88,7 +88,7 @@ def check_flow(config: Mapping[str, Any]) -> None:
     )
     width, image_level = channels[lowest], None
     for level in range(lowest, -1, -1):
-        block, above = up[level], channels[max(level - 1, 0)]
+        block, above = up[level], channels[level - 1] if level else first
         count = layers if block is KUpBlock2D else layers + 1
         taken, skips = skips[-count:], skips[:-count]
         if block is KUpBlock2D:
@@ -105,6 +105,11 @@ def check_flow(config: Mapping[str, Any]) -> None:
         width = goes
         if issubclass(block, SkipUpBlock2D) and (image_level is not None or level > 0):
             image_level = level
+    if width != channels[0]:
+        raise UserError(
+            f"conv_in_channels={first} must be block_out_channels[0]={channels[0]}, or null, with "
+            "KUpBlock2D, which ends with them"
+        )
     if image_level:
         raise UserError(
             f"the image of SkipUpBlock2D ends at level {image_level} of up_block_types="

@@ -1,0 +1,1 @@
+"""Networks of other programs, in the words of this package."""
