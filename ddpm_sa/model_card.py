@@ -4,7 +4,8 @@ from string import Template
 from typing import Any
 
 from ddpm_sa.image_format import ImageFormat, padded_size
-from ddpm_sa.models.config import not_in_diffusers
+from ddpm_sa.models.network import Network
+from ddpm_sa.models.unet import UNet
 
 CARD = Template("""\
 ---
@@ -14,9 +15,9 @@ tags: [ddpm, diffusion, self-attention, ddpm_sa]
 ---
 # A diffusion model of $height x $width $kind images
 $grid
-A DDPM U-Net (Ho et al. 2020) with self-attention over pixels: $parameters parameters\
+$architecture: $parameters parameters\
 $classes. It predicts "$prediction" over \
-$timesteps timesteps with the "$betas" schedule. Its images have $bits bits per value; \
+$timesteps timesteps with $betas. Its images have $bits bits per value; \
 -1 and 1 stand for $low and $high (`images.json`).
 
 ## With ddpm_sa
@@ -59,6 +60,7 @@ def model_card(
     scheduler: dict[str, Any],
     num_parameters: int,
     grid: str | None = None,
+    architecture: type[Network] = UNet,
 ) -> str:
     """Return the text of README.md.
 
@@ -67,6 +69,7 @@ def model_card(
         unet, scheduler: The configurations of the network and the scheduler.
         num_parameters: Number of parameters of the network.
         grid: File name of an image grid of samples in the same folder, or None.
+        architecture: The class of the network.
     """
     channels, (height, width) = image_format.channels, image_format.size
     labels, embeddings = image_format.labels, unet["num_class_embeds"]
@@ -98,17 +101,23 @@ def model_card(
         task="image-generation" if num_classes else "unconditional-image-generation",
         kind=kind,
         grid=f"\n![Samples]({grid})\n" if grid else "",
+        architecture=architecture.architecture,
         parameters=f"{num_parameters:,}",
         classes=f", {num_classes} classes{names}" if num_classes else "",
         prediction=scheduler["prediction_type"],
-        betas=scheduler["beta_schedule"],
+        betas=_describe_betas(scheduler),
         label_argument=f", class_labels={labels[0] if labels else 0!r}" if num_classes else "",
-        diffusers=_diffusers_alone(unet, facts),
+        diffusers=_diffusers_alone(architecture.not_in_diffusers(unet), facts),
     )
 
 
-def _diffusers_alone(unet: dict[str, Any], facts: dict[str, Any]) -> str:
-    reason = not_in_diffusers(unet)
+def _describe_betas(scheduler: dict[str, Any]) -> str:
+    if scheduler.get("trained_betas") is not None:
+        return "the betas listed in `scheduler_config.json`"
+    return f'the "{scheduler["beta_schedule"]}" schedule'
+
+
+def _diffusers_alone(reason: str | None, facts: dict[str, Any]) -> str:
     if reason is not None:
         return f"diffusers alone cannot open it: {reason}."
     code = (CONDITIONAL if facts["num_classes"] else PLAIN).substitute(facts)

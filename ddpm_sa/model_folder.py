@@ -17,6 +17,8 @@ from ddpm_sa.files.atomic_files import flush
 from ddpm_sa.files.hub import HubOptions
 from ddpm_sa.image_format import FILE_NAME, ImageFormat
 from ddpm_sa.model_card import model_card
+from ddpm_sa.models.network import Network
+from ddpm_sa.models.unet import UNet
 from ddpm_sa.samplers.loading import read_scheduler
 
 GRID_NAME = "samples.png"
@@ -171,6 +173,7 @@ def write_card(
     num_parameters: int,
     grid: Image.Image | None = None,
     about: str = "",
+    architecture: type[Network] = UNet,
 ) -> None:
     """Write README.md, and the image grid of samples that it shows.
 
@@ -178,11 +181,12 @@ def write_card(
         folder: The model folder.
         grid: Image grid of samples, or None.
         about: Text in Markdown to append.
-        image_format, unet, scheduler, num_parameters: As in `model_card`.
+        image_format, unet, scheduler, num_parameters, architecture: As in `model_card`.
     """
     if grid is not None:
         grid.save(folder / GRID_NAME)
-    text = model_card(image_format, unet, scheduler, num_parameters, grid and GRID_NAME)
+    name = grid and GRID_NAME
+    text = model_card(image_format, unet, scheduler, num_parameters, name, architecture)
     if about:
         text += f"\n{about}"
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -308,9 +308,9 @@ class Pipeline(PipelineFiles):
         """
         config, names = self.unet.config, self.image_format.labels
         if config.num_class_embeds is None:
-            if config.class_embed_type is not None:
+            if (embeds := config.get("class_embed_type")) is not None:
                 raise UserError(
-                    f"class_embed_type={config.class_embed_type}: a network that embeds another "
+                    f"class_embed_type={embeds}: a network that embeds another "
                     "number than a class is not sampled here; call it yourself"
                 )
             if class_labels is not None:

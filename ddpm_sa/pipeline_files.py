@@ -14,8 +14,9 @@ from torch import Tensor
 from ddpm_sa import model_folder
 from ddpm_sa.errors import UserError
 from ddpm_sa.files.hub import HubOptions
+from ddpm_sa.files.json_files import read_object
 from ddpm_sa.image_format import FILE_NAME, ImageFormat
-from ddpm_sa.models.config import not_in_diffusers
+from ddpm_sa.models.architectures import architecture_named, architecture_of
 from ddpm_sa.models.unet import UNet
 
 
@@ -31,7 +32,8 @@ class PipelineFiles(DiffusionPipeline):
     ) -> None:
         """Write a model folder that diffusers' DDPMPipeline opens without this package.
 
-        Where diffusers lacks layers of the network (`not_in_diffusers`), with this package alone.
+        Where diffusers lacks the network or layers of it (`Network.not_in_diffusers`), with this
+        package alone.
         The folder appears complete or not at all, and replaces a model that was there.
 
         Args:
@@ -43,7 +45,7 @@ class PipelineFiles(DiffusionPipeline):
             ValueError: If the folder holds anything that is no part of a model.
         """
         with model_folder.replace_folder(Path(folder)) as temporary:
-            if not_in_diffusers(self.unet.config) is None:
+            if architecture_of(self.unet).not_in_diffusers(self.unet.config) is None:
                 unet = self.unet.to_diffusers() if isinstance(self.unet, UNet) else self.unet
                 DDPMPipeline(unet, self.scheduler).save_pretrained(temporary)
             else:
@@ -58,6 +60,7 @@ class PipelineFiles(DiffusionPipeline):
                 num_parameters,
                 grid,
                 about,
+                architecture_of(self.unet),
             )
 
     def save_configs(self, folder: str | os.PathLike) -> None:
@@ -80,8 +83,9 @@ class PipelineFiles(DiffusionPipeline):
         folder = Path(folder)
         config = UNet.load_config(folder)
         assert isinstance(config, dict)
+        architecture = architecture_named(config.get("_class_name"))
         with torch.device("meta"):
-            unet = UNet(**{key: value for key, value in config.items() if key[0] != "_"})
+            unet = architecture(**{key: value for key, value in config.items() if key[0] != "_"})
         try:
             unet.load_state_dict(weights, assign=True)
         except RuntimeError as error:
@@ -136,11 +140,12 @@ class PipelineFiles(DiffusionPipeline):
             revision=revision, token=token, local_files_only=local_files_only, cache_dir=cache_dir
         )
         folder = model_folder.local_folder(folder_or_repo, variant, options)
-        model_folder.first_file(folder, model_folder.NETWORK_CONFIGS)
+        config = read_object(model_folder.first_file(folder, model_folder.NETWORK_CONFIGS))
         scheduler = model_folder.load_scheduler(folder)
         has_format = (folder / FILE_NAME).is_file()
         image_format = ImageFormat.load(folder) if has_format else None
-        unet = UNet.from_pretrained(folder, torch_dtype=torch_dtype, variant=variant)
+        architecture = architecture_named(config.get("_class_name"))
+        unet = architecture.from_pretrained(folder, torch_dtype=torch_dtype, variant=variant)
         try:
             # The constructor is Pipeline's.
             return cls(unet, scheduler, image_format)  # pyright: ignore[reportCallIssue]

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from einops import rearrange
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ddpm_sa.checkpoints.foreign_weights import ForeignWeights, assemble
+from ddpm_sa.checkpoints.openai_heads import Heads, attention_arguments, split_attention
 from ddpm_sa.errors import UserError, require
 from ddpm_sa.models.unet import UNet
 
@@ -74,52 +74,11 @@ def from_openai(
             the first; or if the image cannot be halved at every level.
     """
     theirs = ForeignWeights(weights)
-    heads = _Heads(num_heads, num_head_channels, num_heads_upsample)
+    heads = Heads(num_heads, num_head_channels, num_heads_upsample)
     plan = _read_plan(theirs)
     config = _read_config(theirs, plan, image_size, heads)
-    split = _split_attention(theirs, heads, use_new_attention_order)
+    split = split_attention(theirs, heads, use_new_attention_order)
     return assemble(UNet, ForeignWeights(split), config, plan.their_name)
-
-
-@dataclass(frozen=True)
-class _Heads:
-    """The flags that say how an attention's channels are divided into heads."""
-
-    num_heads: int | None
-    num_head_channels: int | None
-    num_heads_upsample: int | None
-
-    def __post_init__(self) -> None:
-        heads, width, up = self.num_heads, self.num_head_channels, self.num_heads_upsample
-        if (heads is None) == (width is None):
-            given = "neither is" if heads is None else "both are"
-            raise UserError(
-                f"num_heads or num_head_channels must be given, and {given}: the weights do not "
-                "say how many heads share their channels; the training's flags do (num_heads is 4 "
-                "if unset)"
-            )
-        require(
-            up is None or heads is not None,
-            f"num_heads_upsample={up} has no effect beside num_head_channels={width}, which holds "
-            "for all layers",
-        )
-
-    def count(self, channels: int, upwards: bool) -> int:
-        """Heads of an attention of so many channels.
-
-        Raises:
-            UserError: If the flags do not divide them.
-        """
-        name, value = "num_heads", self.num_heads
-        if self.num_head_channels is not None:
-            name, value = "num_head_channels", self.num_head_channels
-        elif upwards and self.num_heads_upsample is not None:
-            name, value = "num_heads_upsample", self.num_heads_upsample
-        if not value or value < 1 or channels % value:
-            raise UserError(
-                f"{name}={value} does not divide the {channels} channels of an attention"
-            )
-        return channels // value if name == "num_head_channels" else value
 
 
 @dataclass(frozen=True)
@@ -201,7 +160,7 @@ def _read_plan(weights: ForeignWeights) -> _Plan:
 
 
 def _read_config(
-    weights: ForeignWeights, plan: _Plan, image_size: int, heads: _Heads
+    weights: ForeignWeights, plan: _Plan, image_size: int, heads: Heads
 ) -> dict[str, Any]:
     """Arguments of `UNet`."""
     channels = tuple(
@@ -230,7 +189,7 @@ def _read_config(
         "conv_resample": plan.resample != "unweighted",
         "resnet_time_scale_shift": "scale_shift" if scaled else "default",
         "num_class_embeds": classes,
-        **_attention(channels, plan, heads),
+        **attention_arguments(channels, plan.attends, heads),
     }
 
 
@@ -240,44 +199,3 @@ def _timestep(weights: ForeignWeights, first: int) -> dict[str, int]:
     if sinusoid == first:
         return {}
     return {"timestep_input_dim": sinusoid, "time_embedding_dim": width}
-
-
-def _attention(channels: tuple[int, ...], plan: _Plan, heads: _Heads) -> dict[str, int | None]:
-    """The arguments of `UNet` that say how wide a head is; UNet2DModel's where it can."""
-    upwards = {c for c, attends in zip(channels, plan.attends, strict=True) if attends}
-    downwards = {*upwards, channels[-1]}  # and the middle
-    counts = {c: heads.count(c, upwards=False) for c in sorted(downwards)}
-    counts_up = {c: heads.count(c, upwards=True) for c in sorted(upwards)}
-    widths = {c // count for of in (counts, counts_up) for c, count in of.items()}
-    if heads.num_head_channels is not None or len(widths) == 1:
-        [width] = widths
-        # Where every attention has one head, that is said as in the paper's configuration.
-        single = heads.num_head_channels is None and width == channels[-1]
-        return {"attention_head_dim": None if single else width}
-    if {*counts.values(), *counts_up.values()} == {1}:
-        return {"attention_head_dim": None}
-    same = all(count == heads.num_heads for count in counts_up.values())
-    return {
-        "num_attention_heads": heads.num_heads,
-        "num_attention_heads_up": None if same else heads.num_heads_upsample,
-    }
-
-
-def _split_attention(weights: ForeignWeights, heads: _Heads, new_order: bool) -> dict[str, Any]:
-    """Split every qkv into three weights; the other weights are unchanged."""
-    pattern = "(three heads d) ... -> three (heads d) ..."
-    if not new_order:
-        pattern = pattern.replace("three heads d", "heads three d", 1)
-    split: dict[str, Any] = {}
-    for name, array in weights.weights.items():
-        if ".qkv." not in name:
-            split[name] = array
-            continue
-        qkv = weights.tensor(name)
-        rows = qkv.shape[0] if qkv.ndim else 0
-        if not rows or rows % 3:
-            raise UserError(f"{name} has {rows} rows, which no q, k and v have")
-        count = heads.count(rows // 3, name.startswith("output_blocks."))
-        parts = rearrange(qkv, pattern, three=3, heads=count)
-        split |= {f"{name} ({part})": third for part, third in zip("qkv", parts, strict=True)}
-    return split

@@ -19,7 +19,7 @@ from diffusers.utils import logging
 
 from ddpm_sa.errors import UserError, require
 from ddpm_sa.files.hub import HubOptions, local_folder
-from ddpm_sa.files.json_files import read_object
+from ddpm_sa.files.json_files import read_object, shown
 from ddpm_sa.models.config import OURS
 
 # What diffusers' EMAModel, as in its train_unconditional.py, adds to the configuration it saves.
@@ -148,8 +148,8 @@ class UNetFiles(ModelMixin, ConfigMixin):
         unknown = [key for key in config if key not in known]
         if unknown:
             raise UserError(
-                f"{path} has {', '.join(unknown)}, which {cls.__name__} does not know; it describes "
-                f"a {content.get('_class_name')}"
+                f"{path} has {', '.join(unknown)}, which {cls.__name__} does not know: it is of "
+                f"a {shown(content.get('_class_name'))}"
             )
         return config
 

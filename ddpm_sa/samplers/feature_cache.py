@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm_sa.errors import UserError
-from ddpm_sa.models.network import UNetOutput
+from ddpm_sa.models.network import Network, UNetOutput
 from ddpm_sa.models.unet import UNet
 
 
@@ -77,6 +77,11 @@ def check_interval(unet: Any, interval: int) -> None:
         raise UserError(f"cache_interval={interval} must be at least 1, which reuses nothing")
     if interval == 1:
         return
+    if isinstance(unet, Network) and not isinstance(unet, UNet):
+        raise UserError(
+            f"cache_interval={interval} must be 1 for a {type(unet).__name__}, whose features are "
+            "not reused"
+        )
     if not isinstance(unet, UNet):
         raise UserError(
             f"cache_interval={interval} needs a ddpm_sa.UNet, not a {type(unet).__name__}; open "

@@ -4,10 +4,11 @@ from functools import cache
 
 import torch
 
-from ddpm_sa import Pipeline, UNet
+from ddpm_sa import Pipeline
 from ddpm_sa.errors import UserError
 from ddpm_sa.memory.available import format_bytes, least_available_memory
 from ddpm_sa.memory.peak import counted_without_computing, largest_that_fits
+from ddpm_sa.models.architectures import architecture_of
 
 # A program's advice if there is too little memory all the same.
 SMALLER_BATCH = "use a smaller --batch_size"
@@ -69,7 +70,7 @@ def check_batch_fits(
 def sampling_memory(pipeline: Pipeline, batch_size: int) -> int:
     """Forecast the memory of one step of sampling a batch, in bytes, besides the weights."""
     with counted_without_computing() as peak, torch.no_grad():
-        network = UNet(**pipeline.unet.config).eval()
+        network = architecture_of(pipeline.unet)(**pipeline.unet.config).eval()
         weights = peak.now
         shape = (batch_size, pipeline.image_format.channels, *pipeline.padded_size)
         state = torch.zeros(STATES, *shape)

@@ -98,9 +98,7 @@ NETWORKS: dict[str, tuple[UNetModel, dict[str, Any]]] = {
         {"num_heads": 2, "num_heads_upsample": 1},
     ),
     "one head on the way down, several of several widths on the way up": (
-        UNetModel(
-            channel_mult=(1, 2, 3), attended=(0, 1), heads=ONE_HEAD, heads_up={32: 4, 64: 4}
-        ),
+        UNetModel(channel_mult=(1, 2, 3), attended=(0, 1), heads=ONE_HEAD, heads_up={32: 4, 64: 4}),
         {"num_heads": 1, "num_heads_upsample": 4},
     ),
     "a first level of half the width": (

@@ -77,8 +77,7 @@ class LinearAttention(nn.Module):
         self.norm = RMSNorm(channels)
         self.memory = nn.Parameter(torch.randn(2, heads, memory_tokens, head_dim))
         self.to_q, self.to_k, self.to_v = _projections(channels, heads * head_dim)
-        self.to_out = nn.Conv2d(heads * head_dim, channels, 1)
-        self.norm_out = RMSNorm(channels)
+        self.to_out = nn.Sequential(nn.Conv2d(heads * head_dim, channels, 1), RMSNorm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -89,7 +88,7 @@ class LinearAttention(nn.Module):
         q = q.softmax(dim=-1) * q.shape[-1] ** -0.5
         mixed = q @ (k.softmax(dim=-2).mT @ v)
         out = rearrange(mixed, "b heads (h w) d -> b (heads d) h w", h=x.shape[2])
-        return x + self.norm_out(self.to_out(out))
+        return x + self.to_out(out)
 
 
 class MemoryAttention(SelfAttention):

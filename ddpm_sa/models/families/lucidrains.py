@@ -1,5 +1,6 @@
 """The U-Net of lucidrains/denoising-diffusion-pytorch, version 2."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -90,6 +91,7 @@ class LucidrainsUNet(Network):
         temb_channels = 4 * width_of_t
         # A level works with the channels that the one above has given it.
         widths = [conv_in_channels, *block_out_channels]
+        steps = list(itertools.pairwise(widths))
         self.conv_in = nn.Conv2d(in_channels, conv_in_channels, 7, padding=3)
         self.time_embedding = _TimeEmbedding(width_of_t, temb_channels)
         self.down_blocks = nn.ModuleList(
@@ -99,7 +101,7 @@ class LucidrainsUNet(Network):
                 attention(width, level, attention_types[level]),
                 _halving(width, after) if level < levels - 1 else _keeping(width, after),
             )
-            for level, (width, after) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+            for level, (width, after) in enumerate(steps)
         )
         lowest = widths[-1]
         self.mid_block = _Middle(
@@ -114,9 +116,7 @@ class LucidrainsUNet(Network):
                 attention(width, level, attention_types[level]),
                 _doubling(width, after) if level else _keeping(width, after),
             )
-            for level, (after, width) in reversed(
-                list(enumerate(zip(widths[:-1], widths[1:], strict=True)))
-            )
+            for level, (after, width) in reversed(list(enumerate(steps)))
         )
         self.resnet_out = RMSResnetBlock(
             2 * conv_in_channels, conv_in_channels, temb_channels, dropout
@@ -242,6 +242,6 @@ def _doubling(channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
-def _keeping(channels: int, out_channels: int) -> nn.Sequential:
+def _keeping(channels: int, out_channels: int) -> nn.Conv2d:
     """A 3 x 3 convolution; the size stays."""
-    return nn.Sequential(nn.Identity(), nn.Conv2d(channels, out_channels, 3, padding=1))
+    return nn.Conv2d(channels, out_channels, 3, padding=1)
