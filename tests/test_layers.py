@@ -30,10 +30,11 @@ FLOORS = [
     {"models.blocks.ncsnpp", "models.blocks.k_diffusion"},
     {"models.blocks.types"},
     {"models.config"},
+    {"models.blocks.rms_norm", "models.blocks.song"},
     {"models.loading", "models.presets"},
-    {"models.sizing"},
-    {"models.unet"},
-    {"models.attention_slots"},
+    {"models.sizing", "models.network"},
+    {"models.unet", "models.families", "models.attention_slots"},
+    {"models.architectures"},
     {"diffusion", "samplers"},
     {"guidance", "interpret"},
     {"model_card"},
@@ -57,7 +58,7 @@ TRAINING = [
     {"checkpoint"},
     {"train"},
 ]
-SAMPLING = [{"common"}, {"figures"}, {"evaluation", "page"}]
+SAMPLING = [{"common"}, {"figures"}, {"evaluation", "page", "conversion"}]
 PROGRAMS = ("training", "sampling", "benchmarks")
 
 

@@ -70,7 +70,8 @@ def from_edm(
 def edm_scheduler(unet: SongUNet) -> DDPMScheduler:
     """The noise schedule of a `SongUNet`: as many timesteps, evenly spaced in log sigma.
 
-    Its x_0 is not clipped, as in EDM's sampler.
+    As in EDM's sampler, x_0 is not clipped, and any number of steps begins at sigma_max and ends at
+    sigma_min, before the image itself. "heun" with use_karras_sigmas is that sampler.
     """
     config = unet.config
     betas = geometric_betas(config["sigma_min"], config["sigma_max"], config["num_train_timesteps"])
@@ -79,7 +80,7 @@ def edm_scheduler(unet: SongUNet) -> DDPMScheduler:
         trained_betas=betas,
         prediction_type=PRECONDITIONINGS[config["preconditioning"]].prediction_type,
         clip_sample=False,
-        timestep_spacing="trailing",
+        timestep_spacing="linspace",
     )
 
 

@@ -22,6 +22,8 @@ NAME_PATTERNS = {
     "pesser": r"down\.0\.block\.0\.",
     "openai": r"input_blocks\.0\.0\.",
     "diffusers": r"down_blocks\.0\.resnets\.0\.",
+    "lucidrains": r"downs\.0\.0\.block1\.",
+    "edm": r"enc\.\d+x\d+_conv\.",
 }
 # What torch.compile, DataParallel, DDP, FSDP and checkpointing put into the names of parameters.
 WRAPPERS = re.compile(
@@ -38,12 +40,24 @@ class Entry:
         prefix: What was removed from the beginning of their names: "", or a name with a final dot.
         weights: Name -> tensor, on the CPU.
         left_out: Names of the file's other tensors.
+        beside: Those of them that lie beside the network, in what holds it: last part of the name
+            -> tensor.
     """
 
     kind: str
     prefix: str
     weights: dict[str, Tensor]
     left_out: list[str]
+    beside: dict[str, Tensor]
+
+    @property
+    def home(self) -> str:
+        """The prefix of what holds the network: "ema." if its own is "ema.model."."""
+        return _home(self.prefix)
+
+
+def _home(prefix: str) -> str:
+    return "".join(prefix.rpartition(".")[0].rpartition(".")[:2])
 
 
 def find_entry(content: Any, source: str, entry: str | None = None, kind: str = "auto") -> Entry:
@@ -101,7 +115,13 @@ def find_entry(content: Any, source: str, entry: str | None = None, kind: str = 
         )
     others = leaves.keys() - {*taken}
     left_out = [name for name in leaves if name in others and _is_array(leaves[name])]
-    return Entry(found, prefix, weights, left_out)
+    home = _home(prefix)
+    beside = {
+        name.removeprefix(home): torch.as_tensor(leaves[name])
+        for name in left_out
+        if name.startswith(home) and "." not in name.removeprefix(home)
+    }
+    return Entry(found, prefix, weights, left_out, beside)
 
 
 def _leaves(content: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:

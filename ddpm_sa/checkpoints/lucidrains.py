@@ -135,7 +135,7 @@ def _read_config(weights: ForeignWeights, image_size: int) -> dict[str, Any]:
     levels = range(weights.count("downs.{}."))
     # What ends a level is a pair of layers, of which the second has weights, or one convolution.
     ends = ["3.1" if weights.has(f"downs.{level}.3.1.") else "3" for level in levels]
-    linear = [weights.has(f"downs.{level}.2.to_out.1.") for level in levels]
+    linear = [weights.has(f"downs.{level}.2.to_out.0.") for level in levels]
     memories = [weights.shape(f"downs.{level}.2.mem_kv", 4) for level in levels]
     first, in_channels = weights.shape("init_conv.weight", 4)[:2]
     return {
@@ -166,7 +166,7 @@ def _split(weights: ForeignWeights) -> dict[str, Any]:
             require(len(parts) == 3, f"{name} has fewer rows than q, k and v")
             split |= {f"{name} ({part})": third for part, third in zip("qkv", parts, strict=True)}
         elif name.endswith(".mem_kv"):
-            memory, linear = weights.tensor(name), weights.has(name.replace("mem_kv", "to_out.1."))
+            memory, linear = weights.tensor(name), weights.has(name.replace("mem_kv", "to_out.0."))
             split[name] = memory.mT if linear and memory.ndim == 4 else memory
         elif name.endswith(".g"):
             split[name] = weights.tensor(name).flatten()

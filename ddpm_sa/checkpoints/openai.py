@@ -47,10 +47,11 @@ def from_openai(
     num_head_channels: int | None = None,
     use_new_attention_order: bool = False,
     num_heads_upsample: int | None = None,
+    dropout: float = 0.0,
 ) -> UNet:
     """Build the network of a state dict of their `UNetModel`, such as ema_0.9999_*.pt.
 
-    Names and shapes determine everything but the arguments; the last four are flags of their
+    Names and shapes determine everything but the arguments; the others are flags of their
     programs, with the same meaning and default.
 
     Args:
@@ -63,10 +64,11 @@ def from_openai(
             rather than q, k and v within heads. improved-diffusion knows the latter alone.
         num_heads_upsample: With num_heads, another number for the layers on the way up, which
             their -1 leaves to num_heads.
+        dropout: Probability, for training the network further.
 
     Returns:
         The network, float32, in eval mode, with one output for each channel, or two where the
-        variance was learned. Its dropout, which the weights do not say, is 0.
+        variance was learned.
 
     Raises:
         ValueError: If neither or both of num_heads and num_head_channels are given, or do not
@@ -76,7 +78,7 @@ def from_openai(
     theirs = ForeignWeights(weights)
     heads = Heads(num_heads, num_head_channels, num_heads_upsample)
     plan = _read_plan(theirs)
-    config = _read_config(theirs, plan, image_size, heads)
+    config = _read_config(theirs, plan, image_size, heads) | {"dropout": dropout}
     split = split_attention(theirs, heads, use_new_attention_order)
     return assemble(UNet, ForeignWeights(split), config, plan.their_name)
 

@@ -1,0 +1,1 @@
+"""Kinds of weights that sampling/convert.py takes: how each is opened."""
