@@ -53,6 +53,7 @@ def check_flags(network: Mapping[str, Any], settings: Settings) -> None:
         ValueError: If one differs, naming it: the flags or the file are of another network.
     """
     size, channels = network["sample_size"], network["block_out_channels"]
+    images = 3 if network["in_channels"] == 6 else network["in_channels"]  # 6: see `open_openai`
     down = network["down_block_types"]
     attended = {level for level, kind in enumerate(down) if kind.startswith("Attn")}
     said = {
@@ -60,7 +61,7 @@ def check_flags(network: Mapping[str, Any], settings: Settings) -> None:
         "num_res_blocks": network["layers_per_block"],
         "attention_resolutions": ",".join(str(size // 2**level) for level in sorted(attended)),
         "class_cond": network["num_class_embeds"] is not None,
-        "learn_sigma": network["out_channels"] != 3,
+        "learn_sigma": network["out_channels"] == 2 * images,
         "use_scale_shift_norm": network["resnet_time_scale_shift"] == "scale_shift",
         "resblock_updown": network["downsample_type"] == "resnet",
     }
