@@ -60,7 +60,7 @@ def from_edm(
     theirs = ForeignWeights(weights)
     _check_architecture(theirs)
     sizes = _sizes(theirs)
-    config = _read_config(theirs, sizes) | {"preconditioning": preconditioning}
+    config: dict[str, Any] = {**_read_config(theirs, sizes), "preconditioning": preconditioning}
     places = _places(sizes, config["layers_per_block"])
     return assemble(
         SongUNet, ForeignWeights(_split(theirs)), config, lambda ours: _their_name(ours, places)

@@ -14,7 +14,11 @@ from ddpm_sa.errors import UserError, require
 from ddpm_sa.models.families.lucidrains import LucidrainsUNet
 
 Objective = Literal["pred_noise", "pred_x0", "pred_v"]
-PREDICTION_TYPES = {"pred_noise": "epsilon", "pred_x0": "sample", "pred_v": "v_prediction"}
+PREDICTION_TYPES: dict[str, Literal["epsilon", "sample", "v_prediction"]] = {
+    "pred_noise": "epsilon",
+    "pred_x0": "sample",
+    "pred_v": "v_prediction",
+}
 """Their objective -> diffusers' prediction_type."""
 
 # Parts of our names -> theirs, tried in this order.
@@ -93,7 +97,7 @@ def lucidrains_scheduler(
         f"objective={objective!r} is unknown; known are {', '.join(PREDICTION_TYPES)}",
     )
     values = torch.as_tensor(betas).double()
-    fits = values.ndim == 1 and len(values) and bool(((values > 0) & (values <= 1)).all())
+    fits = values.ndim == 1 and len(values) > 0 and bool(((values > 0) & (values <= 1)).all())
     require(fits, "betas must be a vector of numbers above 0 and at most 1")
     require(
         not learned_variance or objective == "pred_noise",

@@ -15,7 +15,7 @@ ARCHITECTURES: dict[str, type[Network]] = {
 
 def architecture_named(name: Any) -> type[Network]:
     """The class of a network by its `_class_name` in config.json."""
-    return ARCHITECTURES.get(name, UNet)
+    return ARCHITECTURES.get(name, UNet) if isinstance(name, str) else UNet
 
 
 def architecture_of(network: Any) -> type[Network]:

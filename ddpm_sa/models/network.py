@@ -36,7 +36,7 @@ class Network(UNetFiles):
     architecture: ClassVar[str]
 
     down_blocks: nn.ModuleList
-    mid_block: nn.Module | None
+    mid_block: Any
     up_blocks: nn.ModuleList
 
     @classmethod

@@ -27,7 +27,6 @@ from sampling.conversion.settings import (
     HEADS,
     PROCESS,
     TRAINING,
-    KindName,
     Settings,
 )
 
@@ -112,7 +111,7 @@ def _ddpm(origin: str, build: Callable[..., UNet]) -> Kind:
     )
 
 
-KINDS: dict[KindName, Kind] = {
+KINDS: dict[str, Kind] = {
     "ddpm_tf": _ddpm("hojonathanho/diffusion", from_ddpm_tf),
     "pesser": _ddpm("pesser/pytorch_diffusion", from_pesser),
     "openai": Kind(openai.ORIGIN, PROCESS | HEADS | ARCHITECTURE | TRAINING, openai.open_openai),

@@ -20,9 +20,15 @@ def test_arguments_and_defaults_are_diffusers_and_more() -> None:
         }
         for cls in (UNet, UNet2DModel)
     )
-    assert ours.pop("attention_kind") == "pixel"
-    assert ours.pop("num_attention_heads") is None
-    assert ours == theirs
+    more = {
+        "attention_kind": "pixel",
+        "num_attention_heads": None,
+        "num_attention_heads_up": None,
+        "conv_in_channels": None,
+        "timestep_input_dim": None,
+        "conv_resample": True,
+    }
+    assert ours == theirs | more
 
 
 @pytest.mark.parametrize(
@@ -122,6 +128,25 @@ def test_arguments_and_defaults_are_diffusers_and_more() -> None:
         ({"num_attention_heads": 3}, r"num_attention_heads=3 does not divide .*use 1"),
         ({"num_attention_heads": 0}, r"num_attention_heads=0 must be a whole number from 1 to"),
         ({"num_attention_heads": 2, "attention_kind": "sagan"}, r"'sagan', which has one"),
+        ({"num_attention_heads_up": 2}, "num_attention_heads_up=2 needs num_attention_heads"),
+        (
+            {"num_attention_heads": 2, "num_attention_heads_up": 3},
+            r"num_attention_heads_up=3 does not divide block_out_channels\[1\]=16; use 1",
+        ),
+        ({"conv_in_channels": 0}, "conv_in_channels=0 must be a whole number from 1"),
+        ({"timestep_input_dim": 2.5}, "timestep_input_dim=2.5 must be a whole number"),
+        ({"timestep_input_dim": 4, "freq_shift": 2}, "freq_shift=2 must not be half of timestep_"),
+        (
+            {"conv_in_channels": 4, "down_block_types": ("KDownBlock2D",) * 2}
+            | {"up_block_types": ("KUpBlock2D",) * 2},
+            r"conv_in_channels=4 must be block_out_channels\[0\]=8, or null, with KUpBlock2D",
+        ),
+        (
+            {"conv_resample": False, "down_block_types": ("SkipDownBlock2D", "DownBlock2D")}
+            | {"up_block_types": ("UpBlock2D", "SkipUpBlock2D")},
+            "conv_resample=False needs blocks that resample by convolutions; SkipDownBlock2D has",
+        ),
+        ({"conv_resample": "no"}, "conv_resample='no' is not built here; known are True, False"),
         ({"attention_kind": "sagan", "block_out_channels": (8, 12)}, r"divisible by 8, not 12"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",

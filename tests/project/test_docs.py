@@ -113,6 +113,7 @@ def flags_of(config: type) -> set[str]:
         ("editing.md", ["sampling.edit"]),
         ("evaluation.md", ["sampling.evaluate", "training.config"]),
         ("converting.md", ["sampling.convert", "sampling.sample"]),
+        ("openai-networks.md", ["sampling.convert"]),
         ("paper.md", ["sampling.paper", "training.config"]),
         ("memory.md", ["training.config", "sampling.sample"]),
     ],

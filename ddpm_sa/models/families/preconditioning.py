@@ -7,6 +7,7 @@ a² + s² = 1. The prediction is written such that neither small nor large sigma
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class EDM:
     """
 
     sigma_data: float
-    prediction_type = "v_prediction"
+    prediction_type: ClassVar[Literal["v_prediction"]] = "v_prediction"
 
     def c_in(self, sigma: Tensor) -> Tensor:
         """The factor of x_t; that of x is c_in a."""
@@ -53,7 +54,7 @@ class VP:
     """
 
     sigma_data: float
-    prediction_type = "epsilon"
+    prediction_type: ClassVar[Literal["epsilon"]] = "epsilon"
 
     def c_in(self, sigma: Tensor) -> Tensor:
         return torch.ones_like(sigma)

@@ -97,7 +97,9 @@ class SongUNet(Network):
             dropout=dropout,
         )
         self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
-        self.class_embedding = num_class_embeds and nn.Embedding(num_class_embeds, width)
+        self.class_embedding = None
+        if num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(num_class_embeds, width)
         self.time_embedding = TimestepEmbedding(width, temb_channels)
         above = [first, *block_out_channels[:-1]]
         levels = list(zip(above, block_out_channels, attention_levels, strict=True))
