@@ -51,8 +51,9 @@ def convert(settings: Settings) -> None:
     except OSError as error:
         raise UserError(f"output_dir={folder} cannot be written: {error.strerror}") from error
     print(f"{folder}: {entry.kind}, {_describe_network(network, entry)}")
-    for line in _describe_entry(entry, kind):
-        print(line)
+    for line in [*_describe_entry(entry, kind), kind.note(settings)]:
+        if line is not None:
+            print(line)
 
 
 def _describe_network(network: Network, entry: Entry) -> str:

@@ -40,12 +40,14 @@ class Kind:
         settings: The settings that apply, besides those that apply to all.
         open: Makes the network and the scheduler of its training.
         beside: Names of tensors beside the network's that are used too.
+        note: What to tell about a flag that was left out, or None.
     """
 
     origin: str
     settings: set[str]
     open: Callable[[Entry, Settings], tuple[Network, DDPMScheduler]]
     beside: tuple[str, ...] = ()
+    note: Callable[[Settings], str | None] = lambda _: None
 
 
 def open_ddpm(
@@ -114,7 +116,12 @@ def _ddpm(origin: str, build: Callable[..., UNet]) -> Kind:
 KINDS: dict[str, Kind] = {
     "ddpm_tf": _ddpm("hojonathanho/diffusion", from_ddpm_tf),
     "pesser": _ddpm("pesser/pytorch_diffusion", from_pesser),
-    "openai": Kind(openai.ORIGIN, PROCESS | HEADS | ARCHITECTURE | TRAINING, openai.open_openai),
+    "openai": Kind(
+        openai.ORIGIN,
+        PROCESS | HEADS | ARCHITECTURE | TRAINING,
+        openai.open_openai,
+        note=openai.note_on_heads,
+    ),
     "diffusers": Kind("diffusers", PROCESS | {"network_config"}, open_diffusers),
     "lucidrains": Kind(
         "lucidrains/denoising-diffusion-pytorch",

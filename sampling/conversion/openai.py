@@ -42,6 +42,17 @@ def open_openai(entry: Entry, settings: Settings) -> tuple[UNet, DDPMScheduler]:
     return unet, make_scheduler(settings, check_outputs(unet.config, ORIGIN, learnable=True))
 
 
+def note_on_heads(settings: Settings) -> str | None:
+    """How the way up was read, which no weight can confirm."""
+    heads = settings.num_heads
+    if heads is None or settings.num_heads_upsample is not None:
+        return None
+    return (
+        f"num_heads={heads} was taken for the way up too, as by their programs; if the training "
+        "had num_heads_upsample, convert again with it"
+    )
+
+
 def check_flags(network: Mapping[str, Any], settings: Settings) -> None:
     """Compare the flags that the weights say too.
 

@@ -88,6 +88,13 @@ def test_one_image_alone_is_that_image_in_a_batch() -> None:
     torch.testing.assert_close(both[1:], alone)
 
 
+def test_it_is_one_graph_for_the_compiler() -> None:
+    unet, x, t = network(), images(), torch.tensor([3, 741])
+    compiled = torch.compile(unet, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, t).sample, unet(x, t).sample)
+
+
 def test_gradients_are_finite_and_somewhere_not_zero() -> None:
     unet = network()
     unet(images(), torch.tensor([3, 741])).sample.square().mean().backward()

@@ -94,6 +94,14 @@ def test_gradients_are_finite_and_somewhere_not_zero_with_checkpointing_too() ->
         torch.testing.assert_close(gradients[1][name], gradient)
 
 
+@pytest.mark.parametrize("preconditioning", ["edm", "vp"])
+def test_it_is_one_graph_for_the_compiler(preconditioning: str) -> None:
+    unet, x, t = network(preconditioning=preconditioning), images(), torch.tensor([3, 741])
+    compiled = torch.compile(unet, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, t).sample, unet(x, t).sample)
+
+
 def test_half_precision_stays_near_float32() -> None:
     x, t = images(), torch.tensor([3, 741])
     with torch.no_grad():

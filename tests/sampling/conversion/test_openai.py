@@ -89,6 +89,7 @@ def test_other_heads_on_the_way_up_are_a_flag(convert, tmp_path):
     code, said, error = convert(*words)
     assert code == 0, error
     assert "only ddpm_sa can open it: UNet2DModel has one width for the heads" in said
+    assert "for the way up too" not in said
     unet = Pipeline.from_pretrained(tmp_path / "out").unet
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 741])
     with torch.no_grad():
@@ -102,6 +103,7 @@ def test_a_network_without_resampling_weights_is_written_and_opened(convert, tmp
     code, said, error = convert(*words, "--output_dir", tmp_path / "out")
     assert code == 0, error
     assert "only ddpm_sa can open it: UNet2DModel resamples by" in said
+    assert "num_heads=2 was taken for the way up too" in said
     pipeline = Pipeline.from_pretrained(tmp_path / "out")
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 741])
     with torch.no_grad():
