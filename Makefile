@@ -18,11 +18,15 @@ WORKERS = $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() + 1, 4))")
 # at once takes longer. Where it is told to keep nothing, each process would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
+# azula asks for torchvision, which its samplers do without, and which fits one build of torch only.
+BARE = azula
+
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,log,page,eval,dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,log,page,eval,export,dev]'
+	$(BIN)/pip install --quiet --no-compile --no-deps --constraint constraints.txt $(BARE)
 	touch $@
 
 # DEMO_TRAIN: further settings of the training, such as --steps 100.
@@ -59,7 +63,8 @@ test-oldest: .venv-oldest/installed
 .venv-oldest/installed: .venv/installed pyproject.toml
 	$(PYTHON) -m venv --clear .venv-oldest
 	$(BIN)/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
-		--editable '.[demo,log,page,eval,dev]'
+		--editable '.[demo,log,page,eval,export,dev]'
+	$(BIN)/uv pip install --quiet --python .venv-oldest/bin/python --no-deps $(BARE)
 	touch $@
 
 check: setup docs

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from ddpm_sa.models.presets import preset
     from ddpm_sa.models.unet import UNet
     from ddpm_sa.pipeline import Pipeline
+    from ddpm_sa.samplers.denoiser import denoiser
 
 _HOMES = {
     "NoiseSchedule": "diffusion.schedule",
     "Pipeline": "pipeline",
     "UNet": "models.unet",
     "ablate_attention": "interpret.ablation",
+    "denoiser": "samplers.denoiser",
     "measure_attention": "interpret.measures",
     "preset": "models.presets",
     "record_attention": "interpret.recording",
@@ -31,6 +33,7 @@ __all__ = [
     "Pipeline",
     "UNet",
     "ablate_attention",
+    "denoiser",
     "measure_attention",
     "preset",
     "record_attention",

@@ -27,6 +27,7 @@ PROGRAMS = {
     "ablation": ("sampling.ablation", "measure what each attention layer is worth"),
     "app": ("sampling.app", "explore a model's attention in the browser"),
     "convert": ("sampling.convert", "turn weights of other projects into a model folder"),
+    "export": ("sampling.export", "write a network as ONNX or .pt2, to run elsewhere"),
     "paper": ("sampling.paper", "repeat the experiments of Ho et al. 2020 on a model"),
 }
 EPILOG = """\

@@ -253,8 +253,12 @@ class Pipeline(PipelineFiles):
     @property
     def padded_size(self) -> tuple[int, int]:
         """(height, width) of what the network sees."""
-        levels = len(self.unet.config.block_out_channels)
-        return padded_size(self.image_format.size, 2 ** (levels - 1))
+        return padded_size(self.image_format.size, self.size_multiple)
+
+    @property
+    def size_multiple(self) -> int:
+        """What the network sees has heights and widths that are multiples of this."""
+        return 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def guidance(
         self,

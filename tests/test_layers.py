@@ -41,7 +41,7 @@ FLOORS = [
     {"model_folder"},
     {"pipeline_files"},
     {"pipeline"},
-    {"editing", "checkpoints", "metrics"},
+    {"editing", "checkpoints", "metrics", "export"},
     {"__main__"},
 ]
 # The same for the programs' packages: training, then sampling.
@@ -104,7 +104,10 @@ def arrows(package: str) -> dict[str, set[str]]:
 
 HOUSES = [("ddpm_sa", FLOORS), ("training", TRAINING), ("sampling", SAMPLING)]
 ENTRIES = {
-    "sampling": {"sample", "edit", "evaluate", "attention", "ablation", "app", "convert", "paper"}
+    "sampling": {
+        *("sample", "edit", "evaluate", "attention", "ablation", "app", "convert", "paper"),
+        "export",
+    }
 }
 
 

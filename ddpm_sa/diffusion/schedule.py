@@ -117,6 +117,18 @@ class NoiseSchedule:
         ratio = alphas_cumprod[1:] / alphas_cumprod[:-1]
         return type(self)(torch.cat([1 - alphas_cumprod[:1], 1 - ratio]))
 
+    def with_some_terminal_snr(self) -> "NoiseSchedule":
+        """The schedule itself, unless its last step keeps no signal: then with a little of it.
+
+        a² becomes 2^-24 there, as in those of diffusers' schedulers that know such schedules, or
+        half of the a² before it if that is less. For samplers that divide by a.
+        """
+        if self.betas[-1] < 1:
+            return self
+        betas = self.betas.clone()
+        betas[-1] = max(1 - 2**-24 / self.alphas_cumprod_prev[-1].item(), 0.5)
+        return type(self)(betas)
+
     # Tables
 
     def __len__(self) -> int:

@@ -40,7 +40,9 @@ def scaled_dot_product(
     """The default of every slot: torch's kernel, or on a CPU two products for a short sequence."""
     # On a CPU torch's kernel takes twice as long as two plain products while the map fits into the
     # cache; for longer sequences it wins by not storing the H·W x H·W map (benchmarks/network.py).
-    if q.device.type == "cpu" and q.shape[-2] <= 1024:
+    # An exported graph is for any device, and one for all sizes.
+    exporting = torch.compiler.is_exporting()
+    if not exporting and q.device.type == "cpu" and q.shape[-2] <= 1024:
         return ((q * scale) @ k.mT).softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 

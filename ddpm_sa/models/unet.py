@@ -220,7 +220,8 @@ class UNet(Network):
         self._check_size(sample)
         if self.config["center_input_sample"]:
             sample = 2 * sample - 1
-        t = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        # Not len(sample), an int, which torch.export would build in as the only batch size.
+        t = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         temb = self._embed(t, class_labels)
         activated = self.activation(temb)
 

@@ -253,7 +253,8 @@ def _inherited(name: str, base: Any) -> dict[str, Any]:
     # A scheduler refuses, or silently drops, parts of a noise schedule that it does not know.
     rescaled = config.get("rescale_betas_zero_snr", False)
     if rescaled and "rescale_betas_zero_snr" not in known:
-        settings["trained_betas"] = _with_some_terminal_snr(NoiseSchedule.from_scheduler(base))
+        schedule = NoiseSchedule.from_scheduler(base).with_some_terminal_snr()
+        settings["trained_betas"] = schedule.betas.tolist()
     elif name == "ipndm" or (config["beta_schedule"] == "sigmoid" and name != "ddpm"):
         unscaled = type(base).from_config(config, rescale_betas_zero_snr=False)
         settings["trained_betas"] = NoiseSchedule.from_scheduler(unscaled).betas.tolist()
@@ -266,14 +267,3 @@ def _inherited(name: str, base: Any) -> dict[str, Any]:
             "which takes the root of a logarithm; use another scheduler, such as ddim"
         )
     return settings
-
-
-def _with_some_terminal_snr(schedule: NoiseSchedule) -> list[float]:
-    """The betas, with a little signal left by the last one, for schedulers that divide by it.
-
-    a² becomes 2^-24, as in those of diffusers' schedulers that know such noise schedules, or half
-    of the a² before it if that is less.
-    """
-    betas = schedule.betas.clone()
-    betas[-1] = max(1 - 2**-24 / schedule.alphas_cumprod[-2].item(), 0.5)
-    return betas.tolist()

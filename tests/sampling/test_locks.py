@@ -15,6 +15,7 @@ import sampling.attention
 import sampling.convert
 import sampling.edit
 import sampling.evaluate
+import sampling.export
 import sampling.paper
 import sampling.sample
 from ddpm_sa.files import folder_lock
@@ -118,6 +119,7 @@ def held(tmp_path):
         (sampling.evaluate.main, []),
         (sampling.attention.main, []),
         (sampling.ablation.main, []),
+        (sampling.export.main, ["--format", "pt2"]),
         (sampling.paper.main, []),
     ],
 )

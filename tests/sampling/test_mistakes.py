@@ -43,6 +43,7 @@ LINES = {
     "ablation": [*SHORT, "--num_images", "2"],
     "app": ["--model", "model"],
     "convert": ["--source", WEIGHTS, "--output_dir", "out"],
+    "export": ["--model", "model", "--output_dir", "out", "--format", "pt2"],
     "paper": [*SHORT, "--experiments", "figure6"],
 }
 
@@ -115,7 +116,7 @@ def test_a_wrong_value_is_a_line_or_works_and_is_never_a_traceback(
             assert_one_line(error)
 
 
-@pytest.mark.parametrize("program", ["sample", "edit", "convert", "paper"])
+@pytest.mark.parametrize("program", ["sample", "edit", "convert", "export", "paper"])
 @pytest.mark.parametrize("folder", ["/dev/null/x", "a.png", "x" * 300], ids=len)
 def test_a_folder_that_cannot_be_written_is_a_line(
     program: str, folder: str, run: Callable[..., tuple[int, str]]

@@ -26,6 +26,7 @@ NEEDED = {
     "ablation": ["--model", "x", "--output_dir", "x"],
     "app": ["--model", "x"],
     "convert": ["--source", "x", "--output_dir", "x"],
+    "export": ["--model", "x", "--output_dir", "x", "--format", "onnx"],
     "paper": ["--model", "x", "--output_dir", "x"],
 }
 HUGE = 10**20

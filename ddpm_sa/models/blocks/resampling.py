@@ -37,13 +37,18 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        # Building the fused 4 x 4 kernel pays off only above about 500 pixels. On an H100 it was
-        # slower than resizing and convolving in bfloat16, and faster in float32.
-        few = x.shape[0] * x.shape[2] * x.shape[3] < 512
-        if few or (x.is_cuda and x.dtype != torch.float32):
+        # An exported graph has one way for all sizes.
+        if torch.compiler.is_exporting() or self._resizes_faster(x):
             return self.conv(double(x))
         kernel = doubling_kernel(self.conv.weight)
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+
+    @staticmethod
+    def _resizes_faster(x: Tensor) -> bool:
+        # Building the fused 4 x 4 kernel pays off only above about 500 pixels. On an H100 it was
+        # slower than resizing and convolving in bfloat16, and faster in float32.
+        few = x.shape[0] * x.shape[2] * x.shape[3] < 512
+        return few or (x.is_cuda and x.dtype != torch.float32)
 
 
 class Unweighted(nn.Module):
