@@ -19,8 +19,8 @@ from ddpm_sa.errors import UserError, require
 from ddpm_sa.samplers.denoise import MOST_ERROR
 
 ROUNDING = 1e-3
-"""Noise levels may pass an end of the range by this part of themselves: sqrt(1 - a²) in float32 has
-an error of 3e-4 at the least noise of the linear schedule."""
+"""How far sigma may exceed sigma_max, relative to it: a = 0.006 of the linear schedule's last step
+comes out of float32's 1 - s² with an error of this order."""
 
 
 def denoiser(pipeline: Any) -> "Denoiser":
@@ -39,7 +39,8 @@ class Denoiser(nn.Module):
     The network sees a x = a x_0 + s eps with a = 1 / sqrt(1 + sigma²) and s = sigma a, at the t
     whose noise level sigma is. Between two timesteps log sigma, and so the log of the
     signal-to-noise ratio, is linear in t. A network with one learned embedding for each timestep
-    gets the nearest one.
+    gets the nearest one. Below sigma_min, where hardly any noise is left, t is 0 and a and s are
+    still those of sigma: some solvers end there.
 
     Where x_0 would amplify an error of the network too much it is clamped to [-1, 1]; see
     `samplers.denoise.MOST_ERROR`.
@@ -75,7 +76,7 @@ class Denoiser(nn.Module):
             x: x_0 + sigma eps, (B, C, H, W), any floating type, with x_0 in [-1, 1]. Its height and
                 width are what the network can halve: `Pipeline.padded_size`.
             sigma: Standard deviation of the noise: one number for all images, or one for each,
-                (B,), from sigma_min to sigma_max.
+                (B,), above 0 and up to sigma_max.
             class_labels: For a class-conditional network and only for one: one class for all
                 images, or one for each, by index or by name.
 
@@ -83,8 +84,8 @@ class Denoiser(nn.Module):
             D(x, sigma), like x.
 
         Raises:
-            ValueError: If a sigma is no noise level of the training, there are not as many sigmas
-                or classes as images, or the network needs classes, or has none.
+            ValueError: If a sigma is out of range, there are not as many sigmas or classes as
+                images, or the network needs classes, or has none.
         """
         level = self._checked(sigma, len(x))
         condition = self._condition(class_labels, len(x)).to(x.device)
@@ -106,7 +107,7 @@ class Denoiser(nn.Module):
         """The t that the network is given for each noise level.
 
         Args:
-            sigma: (B,), float64, on the CPU. Beyond an end of the range t is that of the end.
+            sigma: (B,), float64, on the CPU. Beyond an end of the training's range, t is that end.
 
         Returns:
             (B,), float64, between two timesteps where sigma is; int64 for a learned embedding.
@@ -121,13 +122,11 @@ class Denoiser(nn.Module):
             len(level) in (1, count),
             f"sigma has {len(level)} values for {count} images; give one, or one for each",
         )
-        low, high = self.sigma_min, self.sigma_max
-        inside = (level >= low * (1 - ROUNDING)) & (level <= high * (1 + ROUNDING))
+        inside = (level > 0) & (level <= self.sigma_max * (1 + ROUNDING))
         if not inside.all():
             raise UserError(
-                f"sigma={level[~inside][0]:g} is no noise level that this model was trained for: "
-                f"they go from sigma_min={low:.4g} to sigma_max={high:.4g}; keep the sampler "
-                "between them"
+                f"sigma={level[~inside][0]:g} must be above 0 and at most {self.sigma_max:.4g}, "
+                "the noisiest that this model was trained on; start the sampler at sigma_max"
             )
         return level.expand(count)
 

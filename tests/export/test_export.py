@@ -49,6 +49,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "learned": SMALL | {"time_embedding_type": "learned", "num_train_timesteps": 1000},
 }
+QUICK = {("ncsnpp", "pt2"), ("learned", "pt2")}
 
 
 def make(config: dict[str, Any], labels: tuple[str, ...] | None = None, **scheduler: Any):
@@ -139,7 +140,7 @@ def test_file_gives_the_network_s_output_at_every_size(model, kind, dynamic, exp
 @pytest.mark.parametrize(
     ("family", "kind"),
     [
-        pytest.param(family, kind, marks=[pytest.mark.slow] * (kind == "onnx"))
+        pytest.param(family, kind, marks=[] if (family, kind) in QUICK else pytest.mark.slow)
         for kind in WRITERS
         for family in FAMILIES
     ],
@@ -168,7 +169,17 @@ def test_half_precision_takes_and_gives_half_precision(kind, tmp_path):
     # 11 bits, and a few dozen roundings in a row
     assert (error_of_each_image(made.float(), pipeline.unet(x, t).sample) < 1e-2).all()
     weights = sum(parameter.numel() for parameter in pipeline.unet.parameters())
-    assert 2 * weights < path.stat().st_size < 4 * weights + 400_000
+    assert numbers_of(path, "float16") >= weights
+    assert numbers_of(path, "float32") < 100  # frequencies of the timestep's sinusoid
+
+
+def numbers_of(path: Path, dtype: str) -> int:
+    """How many numbers of a type a file holds."""
+    if path.suffix == ".pt2":
+        weights = torch.export.load(path).state_dict.values()
+        return sum(weight.numel() for weight in weights if weight.dtype == getattr(torch, dtype))
+    arrays = map(onnx.numpy_helper.to_array, onnx.load(path).graph.initializer)
+    return sum(array.size for array in arrays if array.dtype == dtype)
 
 
 def test_names_shapes_and_types_are_in_the_file(exported):
@@ -214,7 +225,9 @@ def test_schedule_and_image_format_are_in_the_file(kind, exported, tmp_path):
     schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
     assert about["alphas_cumprod"] == schedule.alphas_cumprod.tolist()
     scheduler = DDPMScheduler.from_config(about["scheduler"])
-    assert dict(scheduler.config) == dict(pipeline.scheduler.config)
+    public = [name for name in scheduler.config if name[0] != "_"]
+    assert len(public) > 10
+    assert all(scheduler.config[name] == pipeline.scheduler.config[name] for name in public)
     (tmp_path / "images.json").write_text(json.dumps(about["images"]))
     assert ImageFormat.load(tmp_path) == pipeline.image_format
     assert about["sample_size"] == [16, 16]
@@ -236,9 +249,9 @@ def test_a_pt2_file_needs_neither_this_package_nor_diffusers(exported):
 @pytest.mark.parametrize(
     ("clip", "kind", "spacing"),
     [
-        (False, "v_prediction", "trailing"),
         (True, "epsilon", "leading"),
-        (False, "sample", "linspace"),
+        pytest.param(False, "v_prediction", "trailing", marks=pytest.mark.slow),
+        pytest.param(False, "sample", "linspace", marks=pytest.mark.slow),
     ],
 )
 def test_example_makes_the_pipeline_s_images(clip, kind, spacing, tmp_path):
@@ -301,7 +314,7 @@ def test_pipeline_stays_as_it_is(tmp_path):
         assert torch.equal(weight, before[name])
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", [pytest.param("onnx", marks=pytest.mark.slow), "pt2"])
 def test_a_file_that_computes_something_else_does_not_appear(kind, tmp_path, monkeypatch):
     monkeypatch.setitem(check.TOLERANCE, torch.float32, 0.0)
     path = tmp_path / f"model.{kind}"

@@ -206,16 +206,16 @@ def test_one_sigma_is_that_sigma_for_every_image_and_images_do_not_meet(pipeline
 @pytest.mark.parametrize(
     ("sigma", "message"),
     [
-        (0.009, r"sigma=0.009 is no noise level .* sigma_min=0.01 to sigma_max=157.4"),
-        (0.0, "sigma=0 is no"),
-        (160.0, "sigma=160 is no"),
-        (float("nan"), "sigma=nan is no"),
-        (torch.tensor([1.0, 1000.0, 1.0]), "sigma=1000 is no"),
+        (160.0, r"sigma=160 must be above 0 and at most 157.4, .* start the sampler at sigma_max"),
+        (0.0, "sigma=0 must be above 0"),
+        (-1.0, "sigma=-1 must be above 0"),
+        (float("nan"), "sigma=nan must be above 0"),
+        (torch.tensor([1.0, 1000.0, 1.0]), "sigma=1000 must be"),
         (torch.ones(2), "sigma has 2 values for 3 images"),
     ],
     ids=str,
 )
-def test_a_noise_level_of_no_training_is_refused_in_one_line(sigma, message):
+def test_a_noise_level_out_of_range_is_refused_in_one_line(sigma, message):
     scheduler = DDPMScheduler()
     D = Denoiser(BestNetwork(scheduler), scheduler)
     with pytest.raises(ValueError, match=message) as refusal:
@@ -223,13 +223,25 @@ def test_a_noise_level_of_no_training_is_refused_in_one_line(sigma, message):
     assert "\n" not in str(refusal.value)
 
 
-def test_ends_of_the_range_may_be_rounded():
+def test_sigma_max_may_be_rounded():
     scheduler = DDPMScheduler()
     network = BestNetwork(scheduler)
     D = Denoiser(network, scheduler)
-    for sigma, t in ((D.sigma_min * 0.9995, 0.0), (D.sigma_max * 1.0005, 999.0)):
-        assert D(torch.zeros(1, 3, 4, 4), sigma).isfinite().all()
-        assert network.seen[-1].tolist() == [t]
+    assert D(torch.zeros(1, 3, 4, 4), D.sigma_max * 1.0005).isfinite().all()
+    assert network.seen[-1].tolist() == [999.0]
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_below_the_least_noise_of_the_training_little_is_removed(kind):
+    scheduler = DDPMScheduler(prediction_type=kind)
+    D = Denoiser(BestNetwork(scheduler), scheduler)
+    sigma = torch.tensor([1.0, 0.5, 0.1, 1e-4], dtype=torch.float64) * D.sigma_min
+    x = noisy_images(sigma)
+    # Too much by sigma_min² |x - m| / c² at most, with |x - m| up to 1 here; a grey level of 8 bits
+    # is 8e-3.
+    bound = D.sigma_min**2 / STD**2
+    torch.testing.assert_close(D(x, sigma), best_denoised(x, sigma), atol=bound, rtol=0)
+    torch.testing.assert_close(D(x, sigma)[0], best_denoised(x, sigma)[0], atol=1e-9, rtol=0)
 
 
 @pytest.fixture(scope="module")
