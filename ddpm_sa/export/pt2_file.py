@@ -1,5 +1,6 @@
 """A network as a .pt2 file of torch.export, checked with torch's own loader."""
 
+import io
 import json
 import os
 import warnings
@@ -42,9 +43,10 @@ def export_pt2(
         texts = {METADATA: json.dumps(metadata(pipeline))}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own use of what it deprecates
-            # By file objects, since a name must end in .pt2 for torch.
-            with partial.open("wb") as file:
-                torch.export.save(program, file, extra_files=texts)
-            with partial.open("rb") as file:
+            # torch ends the process where a disk is full.
+            content = io.BytesIO()
+            torch.export.save(program, content, extra_files=texts)
+            partial.write_bytes(content.getvalue())
+            with partial.open("rb") as file:  # a name must end in .pt2 for torch
                 module = torch.export.load(file).module()
         return check(lambda inputs: module(*inputs.values()), pipeline, DTYPES[dtype], dynamic_size)

@@ -114,6 +114,7 @@ def flags_of(config: type) -> set[str]:
         ("evaluation.md", ["sampling.evaluate", "training.config"]),
         ("converting.md", ["sampling.convert", "sampling.sample"]),
         ("openai-networks.md", ["sampling.convert"]),
+        ("elsewhere.md", ["sampling.export"]),
         ("paper.md", ["sampling.paper", "training.config"]),
         ("memory.md", ["training.config", "sampling.sample"]),
     ],
