@@ -51,8 +51,8 @@ class Denoiser(nn.Module):
         labels: Names of the classes in the order of their indices, or None.
 
     Attributes:
-        sigma_min, sigma_max: The least and the greatest noise level of the training. A schedule
-            whose last timestep has no signal ends at a² = 2^-24 here, as in diffusers' samplers.
+        sigma_min, sigma_max: The least and the greatest noise level of the training. A last
+            timestep without signal has a little here, see `NoiseSchedule.with_some_terminal_snr`.
     """
 
     def __init__(

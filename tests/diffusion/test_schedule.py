@@ -229,3 +229,17 @@ def test_an_unknown_beta_schedule_is_refused_with_the_known_ones() -> None:
 def test_noise_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"eps \(1, 1, 4, 4\) and x_0 \(2, 1, 4, 4\)"):
         PAPER.add_noise(torch.zeros(2, 1, 4, 4), torch.zeros(1, 1, 4, 4), torch.zeros(2).long())
+
+
+def test_some_terminal_signal_is_that_of_diffusers_schedulers_and_nothing_else_changes():
+    ordinary = NoiseSchedule.linear()
+    assert ordinary.with_some_terminal_snr() is ordinary
+    dark = ordinary.with_zero_terminal_snr()
+    some = dark.with_some_terminal_snr()
+    assert torch.equal(some.betas[:-1], dark.betas[:-1])
+    # Its a² are so small near the end that half of the one before the last is the lesser.
+    assert (some.alphas_cumprod[-1] * 2).item() == pytest.approx(dark.alphas_cumprod[-2].item())
+    short = NoiseSchedule(torch.tensor([0.5, 1.0], dtype=torch.float64))
+    assert short.with_some_terminal_snr().alphas_cumprod[-1].item() == pytest.approx(2**-24)
+    single = NoiseSchedule(torch.ones(1, dtype=torch.float64))
+    assert single.with_some_terminal_snr().alphas_cumprod.tolist() == pytest.approx([2**-24])

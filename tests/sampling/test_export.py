@@ -59,7 +59,7 @@ def test_without_onnxruntime_one_line_names_the_extra(model, run_main, tmp_path,
     assert not out.exists()
 
 
-@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.parametrize("kind", [pytest.param("onnx", marks=pytest.mark.slow), "pt2"])
 def test_a_file_that_cannot_be_written_is_a_line(kind, model, tmp_path):
     """A limit on the size of files is to a program what a full disk is."""
     out = tmp_path / "out"
