@@ -194,7 +194,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (shutil.rmtree(folder), folder.mkdir()),
         r"holds no network: there is no config\.json in it or in its unet/",
     ),
-    "missing folder": (shutil.rmtree, "is not a local folder, and was not found on"),
+    "missing folder": (shutil.rmtree, "is not a local folder, and no repository"),
     "weights of another network": (
         lambda folder: edit_config(folder, block_out_channels=[8, 2**16]),
         r"config\.json describes a network of 506,\d{3},\d{3},\d{3} parameters, and the files",
