@@ -24,18 +24,23 @@ class Condition:
 
     Attributes:
         class_labels: (B,), int64, or None.
+        image: Channels that the network sees behind those of x_t, (B, K, H, W), float32, from
+            `conditions.format.ConditionFormat.assemble`; or None.
     """
 
     class_labels: Tensor | None = None
+    image: Tensor | None = None
 
     def evaluate(self, network: Callable[..., Any], x_t: Tensor, t: Tensor) -> Any:
         """Call a network as UNet and UNet2DModel are called; returns what it returns.
 
         Args:
             network: (x_t, t), or (x_t, t, class_labels=...) where there are labels.
-            x_t: (B, C, H, W).
+            x_t: (B, C, H, W); the network receives C + K channels.
             t: (B,).
         """
+        if self.image is not None:
+            x_t = torch.cat([x_t, self.image.to(x_t.dtype)], dim=1)
         if self.class_labels is None:
             return network(x_t, t)
         return network(x_t, t, class_labels=self.class_labels)

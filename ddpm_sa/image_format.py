@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ddpm_sa.conditions.format import ConditionFormat
 from ddpm_sa.errors import UserError, require
 from ddpm_sa.files.json_files import Number, check_choice, read_object, shown
 
@@ -41,6 +42,7 @@ class ImageFormat:
         bit_depth: Bits per stored value: 8 and 16 for unsigned integers, 32 for float32.
         value_range: The stored values that are mapped to -1 and 1.
         labels: Names of the classes in the order of their indices, or None.
+        condition: The images that the network is conditioned on, or None.
 
     Raises:
         ValueError: If a value is out of range.
@@ -51,6 +53,7 @@ class ImageFormat:
     bit_depth: int = 8
     value_range: tuple[float, float] = (0, 255)
     labels: tuple[str, ...] | None = None
+    condition: ConditionFormat | None = None
 
     def __post_init__(self) -> None:
         Number(low=1, whole=True).check("channels", self.channels)
@@ -70,6 +73,8 @@ class ImageFormat:
             labels = self.labels
             names = isinstance(labels, tuple) and all(isinstance(name, str) for name in labels)
             require(names and len(labels) > 0, f"labels={shown(labels)} must be a list of names")
+        if self.condition is not None:
+            self.condition.check(self.shape)
 
     def _check_value_range(self) -> None:
         is_pair = isinstance(self.value_range, tuple | list) and len(self.value_range) == 2
@@ -93,6 +98,11 @@ class ImageFormat:
         return self.channels, *self.size
 
     @property
+    def in_channels(self) -> int:
+        """Channels of the network's input: x_t, and the condition if there is one."""
+        return self.channels + (self.condition.channels(self.shape) if self.condition else 0)
+
+    @property
     def dtype(self) -> type[np.uint8] | type[np.uint16] | type[np.float32]:
         """The dtype of stored images."""
         return DTYPES[self.bit_depth]
@@ -114,7 +124,11 @@ class ImageFormat:
 
     def save(self, folder: str | Path) -> None:
         """Write `images.json` into a folder."""
-        text = json.dumps(dataclasses.asdict(self), indent=2)
+        fields = dataclasses.asdict(self)
+        del fields["condition"]
+        if self.condition is not None:
+            fields["condition"] = self.condition.to_json()
+        text = json.dumps(fields, indent=2)
         (Path(folder) / FILE_NAME).write_text(text + "\n")
 
     @classmethod
@@ -150,6 +164,8 @@ class ImageFormat:
             name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()
         }
         try:
+            if "condition" in fields:
+                tuples["condition"] = ConditionFormat.from_json(fields["condition"])
             return cls(**tuples)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
@@ -164,6 +180,20 @@ def padded_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
     """
     height, width = (math.ceil(side / multiple) * multiple for side in size)
     return height, width
+
+
+def pad_to(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Reflect images, (B, H, W, C), at the bottom and the right until they have this size."""
+    extra = [(0, new - old) for new, old in zip(size, images.shape[1:3], strict=True)]
+    if not any(after for _, after in extra):
+        return images
+    return np.pad(images, [(0, 0), *extra, (0, 0)], mode="reflect")
+
+
+def pad_tensor(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """`pad_to` for tensors, (B, C, H, W)."""
+    padded = pad_to(rearrange(images, "b c h w -> b h w c").numpy(), size)
+    return rearrange(torch.from_numpy(padded), "b h w c -> b c h w").contiguous()
 
 
 def to_tensor(images: Pixels, value_range: tuple[float, float] | None = None) -> Tensor:

@@ -10,7 +10,8 @@ from diffusers import ImagePipelineOutput
 from einops import rearrange
 from torch import Tensor
 
-from ddpm_sa.condition import NO_CONDITION, Condition, checked_labels
+from ddpm_sa.condition import Condition, checked_labels
+from ddpm_sa.conditions.given import Given, channels_of
 from ddpm_sa.diffusion.prediction import Prediction, prediction
 from ddpm_sa.errors import UserError
 from ddpm_sa.guidance.base import Guidance
@@ -64,7 +65,7 @@ class Pipeline(PipelineFiles):
             )
         self.register_modules(unet=unet, scheduler=scheduler)
         self.image_format = image_format or ImageFormat.from_unet(unet)
-        check_channels(unet, scheduler, self.image_format.channels)
+        check_channels(unet, scheduler, self.image_format)
         labels, classes = self.image_format.labels, unet.config.num_class_embeds
         if labels is not None and classes is not None and len(labels) > classes:
             raise UserError(
@@ -79,6 +80,8 @@ class Pipeline(PipelineFiles):
         batch_size: int = 8,
         scheduler: str = "ddim",
         class_labels: Classes = None,
+        condition: Given = None,
+        condition_noise: float = 0.0,
         output_type: Literal["pil", "np", "pt", "values"] = "pil",
         indices: Sequence[int] | None = None,
         scheduler_options: Options | None = None,
@@ -98,6 +101,10 @@ class Pipeline(PipelineFiles):
             class_labels: For a class-conditional network: one class for all, or one for each
                 image, by index or by name; image i has class i modulo the number of classes, if
                 None.
+            condition: For a network that is conditioned on images: those images, one for all or
+                one for each sample; see `conditions.given.Given`.
+            condition_noise: The level of noise to add to the condition, from 0 to the highest that
+                the network was trained with.
             output_type: "pil"; or "np", (N, H, W, C), or "pt", (N, C, H, W), in [0, 1], float32;
                 or "values", (N, H, W, C), of the type and range that the training images had.
             indices: Sample these images instead of the first num_images.
@@ -135,7 +142,9 @@ class Pipeline(PipelineFiles):
             method,
             seed,
             batch_size,
-            condition=self.condition(chosen, class_labels),
+            condition=self.condition(
+                chosen, class_labels, condition, noise=condition_noise, seed=seed
+            ),
             callback_on_step_end=callback_on_step_end,
         )
         x = torch.cat([batch.images for batch in batches])
@@ -297,7 +306,15 @@ class Pipeline(PipelineFiles):
             weaker=weaker and weaker.unet.eval().to(self.device),
         )
 
-    def condition(self, indices: Sequence[int], class_labels: Classes = None) -> Condition:
+    def condition(
+        self,
+        indices: Sequence[int],
+        class_labels: Classes = None,
+        images: Given = None,
+        *,
+        noise: float = 0.0,
+        seed: int = 0,
+    ) -> Condition:
         """The conditioning of each image, on the CPU; empty for an unconditional network.
 
         Args:
@@ -306,10 +323,19 @@ class Pipeline(PipelineFiles):
             class_labels: One class for all, or one for each image: an index, or a name of
                 `image_format.labels`. A class whose name is a number goes by its name if it is
                 given as a string.
+            images, noise, seed: The images that the network is conditioned on, and the level and
+                seed of the noise to add to them; see `conditions.given.channels_of`.
 
         Raises:
-            ValueError: If the network has no classes, not that many, or not every image has one.
+            UserError: If the network has no classes, not that many, or not every image has one; or
+                if it is conditioned on other images than these.
         """
+        channels = channels_of(
+            images, self.image_format, self.padded_size, indices, noise=noise, seed=seed
+        )
+        return Condition(class_labels=self._class_labels(indices, class_labels), image=channels)
+
+    def _class_labels(self, indices: Sequence[int], class_labels: Classes) -> Tensor | None:
         config, names = self.unet.config, self.image_format.labels
         if config.num_class_embeds is None:
             if (embeds := config.get("class_embed_type")) is not None:
@@ -319,13 +345,12 @@ class Pipeline(PipelineFiles):
                 )
             if class_labels is not None:
                 raise UserError("this network is unconditional: it has no classes to choose from")
-            return NO_CONDITION
+            return None
         if class_labels is None:
             # Without the class that stands for "no label", if there is one.
             num_named = config.num_class_embeds if names is None else len(names)
             class_labels = [index % num_named for index in indices]
-        labels = checked_labels(class_labels, len(indices), config.num_class_embeds, names)
-        return Condition(class_labels=labels)
+        return checked_labels(class_labels, len(indices), config.num_class_embeds, names)
 
 
 def _call_back(pipeline: Pipeline, callback: StepEnd | None, step: Step) -> Tensor | None:

@@ -153,19 +153,19 @@ class PipelineFiles(DiffusionPipeline):
             raise UserError(f"{folder_or_repo}: {error}") from error
 
 
-def check_channels(unet: Any, scheduler: Any, channels: int) -> None:
+def check_channels(unet: Any, scheduler: Any, image_format: ImageFormat) -> None:
     """Refuse networks whose outputs would be silently dropped or broadcast.
 
-    Args:
-        channels: Of the images.
-
     Raises:
-        ValueError: If in_channels is another number, or out_channels is neither that nor, with a
-            learned variance, twice that.
+        ValueError: If in_channels is not that of the images and their condition, or out_channels is
+            neither that of the images nor, with a learned variance, twice that.
     """
-    if channels != unet.config.in_channels:
+    channels, inputs = image_format.channels, image_format.in_channels
+    if inputs != unet.config.in_channels:
+        condition = f" and {inputs - channels} of a condition" if inputs != channels else ""
         raise UserError(
-            f"image_format has {channels} channels, the network {unet.config.in_channels}"
+            f"image_format has {channels} channels{condition}, the network "
+            f"{unet.config.in_channels}"
         )
     variance = scheduler.config.get("variance_type") or ""
     expected = 2 * channels if variance.startswith("learned") else channels

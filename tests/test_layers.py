@@ -14,9 +14,13 @@ ROOT = Path(__file__).parent.parent
 # imports from floors below its own, and from its own room or file's neighbours without a circle.
 FLOORS = [
     {"errors", "progress"},
-    {"files.atomic_files", "files.json_files", "files.hub", "settings"},
+    {"files.atomic_files", "files.json_files", "files.hub", "settings", "data.resize"},
+    {"conditions.masks"},
+    {"conditions.kinds"},
+    {"conditions.format"},
+    {"conditions.config"},
     {"randomness", "image_format", "cli", "distributed", "condition", "memory"},
-    {"files.folder_lock"},
+    {"files.folder_lock", "conditions.given"},
     {"models.blocks.resampling"},
     {
         "models.attention",

@@ -6,6 +6,7 @@ The defaults are the recipe of Ho et al. 2020 for CIFAR-10.
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Self
 
+from ddpm_sa.conditions.config import ConditionConfig
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.errors import require
 from ddpm_sa.settings.ranges import (
@@ -202,6 +203,7 @@ class TrainConfig:
     output_dir: str
     """Folder of the run: config.yaml, model/, checkpoints/, samples/, metrics.jsonl."""
     data: DataConfig
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -6,7 +6,7 @@ processes or accumulation steps, and resuming needs no saved random state.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_sa.data.conditioning import ConditionDraw
 from ddpm_sa.errors import UserError
 from ddpm_sa.randomness import standard_normal, stream
 from training.config import TrainConfig
@@ -69,6 +70,8 @@ class Draw:
         flips: Whether each image is mirrored, (B,) bool.
         t: Timesteps, (B,) int64.
         drops: Whether each label is dropped, (B,) bool.
+        withheld: Whether each condition image is withheld, (B,) bool.
+        shares: The noise in each condition, as a share of the highest level, (B,), in [0, 1).
         purpose: Name of the noise stream; different purposes have independent noise.
     """
 
@@ -79,16 +82,32 @@ class Draw:
     flips: np.ndarray
     t: np.ndarray
     drops: np.ndarray
+    withheld: np.ndarray
+    shares: np.ndarray
     purpose: str = "training noise"
 
     def __getitem__(self, span: slice | np.ndarray) -> "Draw":
         """The same numbers, for these positions only."""
-        parts = (self.positions, self.indices, self.flips, self.t, self.drops)
-        return Draw(self.seed, self.step, *(part[span] for part in parts), purpose=self.purpose)
+        arrays = {
+            name: value[span] for name, value in vars(self).items() if isinstance(value, np.ndarray)
+        }
+        return replace(self, **arrays)
 
     def noise(self, shape: Sequence[int]) -> Tensor:
         """Standard normal noise for these positions, (B, *shape), float32, on the CPU."""
         return standard_normal(shape, self.seed, self.purpose, self.positions.tolist(), self.step)
+
+    @property
+    def of_condition(self) -> ConditionDraw:
+        """The numbers of the condition images."""
+        return ConditionDraw(
+            seed=self.seed,
+            purpose=self.purpose,
+            step=self.step,
+            positions=self.positions,
+            withheld=self.withheld,
+            shares=self.shares,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +121,7 @@ class Draws:
     flip: bool = False
     timestep_sampling: Literal["uniform", "stratified"] = "uniform"
     label_dropout: float = 0.0
+    condition_dropout: float = 0.0
     in_order: bool = False
     """Use the images in the order of the source, which has shuffled them."""
 
@@ -116,6 +136,7 @@ class Draws:
             flip=config.data.flip,
             timestep_sampling=config.objective.timestep_sampling,
             label_dropout=config.data.label_dropout,
+            condition_dropout=config.condition.dropout or 0.0,
             in_order=config.data.streaming,
         )
 
@@ -129,6 +150,8 @@ class Draws:
             flips=self._bernoulli("flips", step, 0.5 if self.flip else 0.0),
             t=self._timesteps(step),
             drops=self._bernoulli("label drops", step, self.label_dropout),
+            withheld=self._bernoulli("withheld conditions", step, self.condition_dropout),
+            shares=stream(self.seed, "noise levels", step).random(self.batch_size),
         )
 
     def _indices(self, step: int) -> np.ndarray:
@@ -175,6 +198,8 @@ def validation_draw(seed: int, num_images: int, count: int, num_timesteps: int) 
         flips=never,
         t=(parts * num_timesteps).astype(np.int64),
         drops=never,
+        withheld=never,
+        shares=stream(seed, "validation noise levels").random(count),
         purpose="validation noise",
     )
 

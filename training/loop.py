@@ -91,6 +91,8 @@ def micro_batch(images: Images, draw: Draw) -> MicroBatch:
     """Load the images of a draw, with its noise and condition."""
     x_0 = images.tensors(draw.indices, draw.flips)
     condition = images.condition(draw.indices, draw.drops)
+    given = images.condition_image(x_0, draw.indices, draw.flips, draw.of_condition)
+    condition = condition.replace(image=given)
     return MicroBatch(x_0, draw.noise(x_0.shape[1:]), torch.from_numpy(draw.t), condition)
 
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.errors import UserError
-from ddpm_sa.image_format import padded_size
+from ddpm_sa.image_format import ImageFormat, padded_size
 from ddpm_sa.models.presets import block_types, preset
 from ddpm_sa.models.sizing import AUTO, unet_for_size
 from ddpm_sa.models.unet import UNet
@@ -31,14 +32,14 @@ def build_network(
         ValueError: If the settings contradict each other, or saved weights do not fit the data.
     """
     fixed = {
-        "in_channels": images.format.channels,
+        "in_channels": images.format.in_channels,
         "out_channels": images.format.channels * (2 if learned_variance else 1),
         "num_class_embeds": images.num_class_embeds,
     }
     if config.init_from is None:
         network = _new_network(config, images.format.size, fixed, seed)
     else:
-        network = _saved_network(config.init_from, config, fixed)
+        network = _saved_network(config.init_from, config, images.format, fixed)
     height, width = padded_size(images.format.size, network.size_multiple)
     network.register_to_config(sample_size=height if height == width else [height, width])
     if config.gradient_checkpointing:
@@ -93,15 +94,32 @@ def _new_network(
     return network.paper_init_()
 
 
-def _saved_network(folder_or_repo: str, config: ModelConfig, fixed: dict[str, Any]) -> UNet:
+def _with_more_inputs(network: UNet, in_channels: int) -> UNet:
+    """An unconditional network that takes a condition too, and ignores it to begin with.
+
+    The weights of the new channels are 0, so the outputs are those of the network that was given.
+    """
+    wider = UNet(**{**network.config, "in_channels": in_channels})
+    weights = network.state_dict()
+    new = in_channels - network.config["in_channels"]
+    weights["conv_in.weight"] = F.pad(weights["conv_in.weight"], (0, 0, 0, 0, 0, new))
+    wider.load_state_dict(weights)
+    return wider
+
+
+def _saved_network(
+    folder_or_repo: str, config: ModelConfig, image_format: ImageFormat, fixed: dict[str, Any]
+) -> UNet:
     network = UNet.from_pretrained(folder_or_repo)
+    if network.config["in_channels"] == image_format.channels < fixed["in_channels"]:
+        network = _with_more_inputs(network, fixed["in_channels"])
     for name, needed in fixed.items():
         if network.config[name] != needed:
             raise UserError(
                 f"the network in model.init_from={folder_or_repo} has {name}="
                 f"{network.config[name]}, these data need {needed}; change data.channels, "
-                "data.class_conditional, data.num_classes, objective.learned_variance or other "
-                "weights"
+                "condition.kind, data.class_conditional, data.num_classes, "
+                "objective.learned_variance or other weights"
             )
     if config.unet:
         raise UserError(

@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import DDPMScheduler
 
 from ddpm_sa.errors import UserError, require
+from ddpm_sa.image_format import FILE_NAME, ImageFormat
 from ddpm_sa.model_folder import (
     NETWORK_CONFIGS,
     SCHEDULER_CONFIGS,
@@ -90,10 +91,14 @@ def saved_scheduler(folder_or_repo: str) -> dict[str, Any] | None:
 
 def predicts_variance(folder_or_repo: str) -> bool:
     """Whether the network of a model has a second output for each channel, the variance."""
-    path = first_file(local_folder(folder_or_repo, weights=False), NETWORK_CONFIGS)
+    folder = local_folder(folder_or_repo, weights=False)
+    path = first_file(folder, NETWORK_CONFIGS)
     try:
         network = json.loads(path.read_text(encoding="utf-8"))
-        return network.get("out_channels", 3) == 2 * network.get("in_channels", 3)
+        channels = network.get("in_channels", 3)
+        if (folder / FILE_NAME).is_file():  # the other inputs may be those of a condition
+            channels = ImageFormat.load(folder).channels
+        return network.get("out_channels", 3) == 2 * channels
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is not the configuration of a network: {error}") from error
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import training as training  # sets what torch reads when it is loaded
 from ddpm_sa.cli import parse, run_program
-from ddpm_sa.data.load import open_images
+from ddpm_sa.data.load import open_images, with_condition
 from ddpm_sa.distributed import leave
 from ddpm_sa.errors import advise_out_of_memory
 from ddpm_sa.settings.words import given_flags
@@ -59,7 +59,7 @@ def train(config: TrainConfig, flags: Collection[str] = ()) -> None:
     config, tuning = follow_saved_model(config, flags)
     layout = make_layout(config)
     check_counts(config, layout)
-    images = open_images(config.data, config.seed)
+    images = with_condition(open_images(config.data, config.seed), config.condition)
     scheduler = make_scheduler(config)
     loss = make_loss(scheduler, config.objective, images.format)
     checkpoint, notes = find_checkpoint(config, images)

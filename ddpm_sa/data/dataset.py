@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ddpm_sa.condition import NO_CONDITION, Condition
+from ddpm_sa.data.conditioning import ConditionDraw, Conditioner
 from ddpm_sa.data.sources.source import Splits
 from ddpm_sa.data.stream import Stream
-from ddpm_sa.image_format import ImageFormat, to_tensor
+from ddpm_sa.image_format import ImageFormat, pad_tensor, pad_to, to_tensor
 
 Item = TypeVar("Item")
 
@@ -34,6 +35,7 @@ class Images:
         skipped: The names of images that cannot be read, each with the reason.
         notes: Warnings about likely mistakes.
         splits: The splits of the source, or None if it has none.
+        conditioner: Makes the images that each one is conditioned on, or None.
     """
 
     length: int
@@ -47,6 +49,7 @@ class Images:
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     splits: Splits | None = None
+    conditioner: Conditioner | None = None
 
     @property
     def classes(self) -> list[str] | None:
@@ -98,13 +101,24 @@ class Images:
         image: sampling starts from noise there too, so the network must learn what belongs there,
         and a reflected image is as hard to denoise as an image, so the loss stays comparable.
         """
-        images = self.batch(indices, flips)
-        extra = [
-            (0, new - old) for new, old in zip(self.grid or (), self.format.size, strict=False)
-        ]
-        if any(after for _, after in extra):
-            images = np.pad(images, [(0, 0), *extra, (0, 0)], mode="reflect")
+        images = pad_to(self.batch(indices, flips), self.grid or self.format.size)
         return to_tensor(images, self.format.value_range)
+
+    def condition_image(
+        self, x_0: Tensor, indices: np.ndarray, flips: np.ndarray, draw: ConditionDraw
+    ) -> Tensor | None:
+        """The channels that follow those of x_t, (B, K, *grid), padded like the images; or None.
+
+        Args:
+            x_0: What `tensors` gave for these images.
+            indices, flips: (B,), as for `tensors`.
+            draw: The random numbers of the conditions.
+        """
+        if self.conditioner is None:
+            return None
+        height, width = self.format.size
+        condition = self.conditioner(x_0[..., :height, :width], indices, flips, draw)
+        return pad_tensor(condition, self.grid or self.format.size)
 
     def pad_to(self, height: int, width: int) -> "Images":
         """Return the same images padded to this size as tensors, including the validation set."""
@@ -129,6 +143,7 @@ class Images:
             read=lambda i: self.read(indices[i]),
             notes=(),
             skipped=(),
+            conditioner=self.conditioner and self.conditioner.subset(indices),
         )
 
     def describe_split(self) -> str | None:
@@ -148,6 +163,11 @@ class Images:
             f"images      {self.length} of {height}x{width}, channels {self.format.channels}, "
             f"{self.format.bit_depth} bits in {low:g} .. {high:g}{classes}, from {source}"
         ]
+        if self.conditioner is not None:
+            condition, channels = self.conditioner.format, self.format.in_channels
+            lines.append(
+                f"condition   {condition}: {channels - self.format.channels} more channels"
+            )
         held_out = self.validation
         if (split := self.describe_split()) is not None:
             lines.append(f"split       {split}")

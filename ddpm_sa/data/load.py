@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm_sa.conditions.config import ConditionConfig
 from ddpm_sa.data.arrays import open_array
+from ddpm_sa.data.conditioning import Conditioner
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.data.labels import check_labels
@@ -246,3 +248,17 @@ def _open_mnist5k(config: DataConfig, any_split: bool) -> Images:
         labels=None if classes is None else labels,
         label_dropout=config.label_dropout > 0,
     )
+
+
+def with_condition(images: Images, config: ConditionConfig) -> Images:
+    """The same images, with the condition that the settings ask for, the held-out ones too.
+
+    Raises:
+        UserError: If these images cannot have it.
+    """
+    if config.format is None:
+        return images
+    image_format = replace(images.format, condition=config.format)
+    held_out = images.validation and with_condition(images.validation, config)
+    conditioner = Conditioner(format=config.format)
+    return replace(images, format=image_format, conditioner=conditioner, validation=held_out)

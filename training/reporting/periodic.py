@@ -5,7 +5,6 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ddpm_sa.data.dataset import Images
-from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.pipeline import Pipeline
 from ddpm_sa.samplers.method import Method
 from training.config import TrainConfig
@@ -15,6 +14,7 @@ from training.draws import Layout
 from training.ema import EMA
 from training.loop import Loss
 from training.reporting.log import RunLog
+from training.reporting.sample_grid import SampleGrid
 from training.reporting.validation import Validation
 
 
@@ -52,6 +52,7 @@ class PeriodicEvaluation:
             self.validation = Validation(
                 accelerator, images.validation, loss_fn, config.seed, count, timesteps, self.at_once
             )
+        self.sample_grid = SampleGrid(images, config.seed)
         self.grid: tuple[int, Image.Image] | None = None
 
     def __call__(self, step: int) -> None:
@@ -89,6 +90,7 @@ class PeriodicEvaluation:
                 Method(steps=self.config.sample_steps),
                 seed=self.config.seed,
                 batch_size=self.at_once,
+                condition=self.sample_grid.condition(mine),
             ):
                 images[batch.indices] = batch.images.to(accelerator.device)
-        return image_grid(visible(sum_over_processes(images, accelerator)))
+        return self.sample_grid.draw(sum_over_processes(images, accelerator))
