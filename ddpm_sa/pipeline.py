@@ -1,5 +1,6 @@
 """Pipeline: a network, its schedule and what its images are; samples, saves and loads."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,8 +14,8 @@ from torch import Tensor
 from ddpm_sa.condition import Condition, checked_labels
 from ddpm_sa.conditions.given import Given, channels_of
 from ddpm_sa.diffusion.prediction import Prediction, prediction
-from ddpm_sa.errors import UserError
-from ddpm_sa.guidance.base import Guidance
+from ddpm_sa.errors import UserError, require
+from ddpm_sa.guidance.base import Guidance, WithoutCondition
 from ddpm_sa.guidance.by_name import Kind, check_together, check_weaker, make_guidance
 from ddpm_sa.image_format import ImageFormat, from_tensor, padded_size, to_pil
 from ddpm_sa.pipeline_files import PipelineFiles, check_channels
@@ -280,20 +281,29 @@ class Pipeline(PipelineFiles):
         sigma: float | None = None,
         null_class: int | None = None,
         weaker: "Pipeline | None" = None,
+        condition_scale: float = 0.0,
     ) -> Guidance:
         """A `guide` for this pipeline's calls; see `ddpm_sa.guidance.by_name.make_guidance`.
 
         Args:
             null_class: The last class, if None and the network has one more than names.
             weaker: Of "auto": the pipeline of a weaker network of the same images.
+            condition_scale: w of further guidance by the images of the condition.
         """
+        condition = self.image_format.condition
+        if kind == "condition" or condition_scale:
+            require(
+                condition is not None and condition.withholds,
+                "guidance by the condition needs a network that was trained with "
+                "condition.dropout, and this one was not",
+            )
         names, classes = self.image_format.labels, self.unet.config.num_class_embeds
         if null_class is None and kind == "cfg" and names and classes == len(names) + 1:
             null_class = len(names)
         predicts = self.scheduler.config.prediction_type
         if weaker is not None:
             check_weaker(self, weaker)
-        return make_guidance(
+        guide = make_guidance(
             kind,
             scale,
             self.unet,
@@ -305,6 +315,8 @@ class Pipeline(PipelineFiles):
             sigma=sigma,
             weaker=weaker and weaker.unet.eval().to(self.device),
         )
+        more = ((WithoutCondition(), condition_scale),) if condition_scale else ()
+        return dataclasses.replace(guide, more=more)
 
     def condition(
         self,
@@ -333,9 +345,14 @@ class Pipeline(PipelineFiles):
         channels = channels_of(
             images, self.image_format, self.padded_size, indices, noise=noise, seed=seed
         )
-        return Condition(class_labels=self._class_labels(indices, class_labels), image=channels)
+        return Condition(class_labels=self.class_labels(indices, class_labels), image=channels)
 
-    def _class_labels(self, indices: Sequence[int], class_labels: Classes) -> Tensor | None:
+    def class_labels(self, indices: Sequence[int], class_labels: Classes = None) -> Tensor | None:
+        """The class of each image, (B,), as `condition` has it; None for an unconditional network.
+
+        Raises:
+            UserError: As `condition`.
+        """
         config, names = self.unet.config, self.image_format.labels
         if config.num_class_embeds is None:
             if (embeds := config.get("class_embed_type")) is not None:

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -27,15 +27,17 @@ from ddpm_sa.cli import parse, run_program
 from ddpm_sa.distributed import by_process_0, join, leave
 from ddpm_sa.errors import UserError, advise_out_of_memory
 from ddpm_sa.progress import show_progress
-from ddpm_sa.samplers.method import Method
-from ddpm_sa.settings.ranges import Count, Index
+from ddpm_sa.settings.ranges import Count, Index, Rate
+from sampling.common.conditions import ReadConditions, posterior_indices, read_conditions
 from sampling.common.device import process_device
 from sampling.common.memory import SMALLER_BATCH, check_batch_fits, check_num_images
 from sampling.common.model_loading import describe_environment, model_identity
 from sampling.common.output_folder import hold_output_folder
 from sampling.common.sample_folder import GRID, prepare_folder, save_array, save_grid, save_images
 from sampling.common.sampler_settings import SamplerSettings
+from sampling.common.stages import Stage, check_cascade, sample_batches
 from sampling.figures.animation import save_denoising_animation
+from sampling.figures.posterior import POSTERIOR, draw_posterior
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,12 +50,23 @@ class Settings(SamplerSettings):
         output_dir: Folder for the images 000000.png ..., grid.png and samples.json; .npy instead
             of .png for what a PNG cannot hold: floats, 16-bit colour, 2 or more than 4 channels.
         num_images: Sample the images 0 ... num_images - 1. If neither this nor indices is given: as
-            many as there are class_labels, if there are several, else 16.
+            many as there are class_labels, if there are several, else 16. For a network that is
+            conditioned on images: so many samples of each, 8 by default.
         indices: Sample the images START ... STOP - 1 instead, given as START:STOP.
         batch_size: Images in a batch; changes speed and memory, not the images.
         class_labels: For a class-conditional network: one class, or one for each image, as in
             `--class_labels cat dog`: names, or numbers from 0 where no class has that name. By
             default image i has class i modulo the number of classes.
+        condition: For a network that is conditioned on images: files, folders or .npy stacks of
+            those; with several conditions, KIND=PATH of each. Sample 3 of condition 12 is
+            000012-003.png, and posterior.png shows conditions, samples, mean and spread.
+        truth: Images of the network's own format (of another size they are cropped and resized):
+            shown beside the samples, and without `condition` what the conditions are made of.
+        condition_noise: The level of noise to add to the condition, if the network was trained with
+            condition.noise.
+        then: Another model, whose condition the samples are, as in a cascade: its samples are
+            written instead.
+        then_noise: condition_noise of `then`.
         npz: Also write images.npz: all images as arr_0, (N, H, W, C).
         animation: Animate the denoising of the first images (16 at most) as denoising.gif or
             denoising.webp; samples them again.
@@ -68,6 +81,11 @@ class Settings(SamplerSettings):
     indices: str | None = None
     batch_size: Count = 32
     class_labels: str | Index | list[str | Index] | None = None
+    condition: list[str] = dataclasses.field(default_factory=list)
+    truth: list[str] = dataclasses.field(default_factory=list)
+    condition_noise: Rate = 0.0
+    then: str | None = None
+    then_noise: Rate = 0.0
     npz: bool = False
     animation: Literal["none", "gif", "webp"] = "none"
     compile: bool = False
@@ -76,10 +94,14 @@ class Settings(SamplerSettings):
         super().__post_init__()
         self.selected_indices()
 
-    def selected_indices(self) -> range:
-        """The indices of the requested images."""
+    def unused(self) -> dict[str, str]:
+        return {} if self.then else {"then_noise": "no further model is given by --then"}
+
+    def selected_indices(self, conditioned: bool = False) -> range:
+        """The indices of the requested images, or samples of each condition."""
         if self.indices is None:
-            listed = self.class_labels if isinstance(self.class_labels, list) else range(16)
+            usual = range(8 if conditioned else 16)
+            listed = self.class_labels if isinstance(self.class_labels, list) else usual
             return range(len(listed) if self.num_images is None else self.num_images)
         if self.num_images is not None:
             raise UserError("num_images and indices exclude each other; give one")
@@ -102,26 +124,33 @@ def main() -> None:
 def sample(settings: Settings, state: PartialState) -> None:
     """Make the images that the folder lacks, shared by the processes, and the grid."""
     pipeline = settings.open(settings.model, settings.compile)
-    indices, image_format = settings.selected_indices(), pipeline.image_format
+    image_format = pipeline.image_format
+    conditions = read_conditions(settings.condition, settings.truth, image_format, settings.seed)
+    indices: Sequence[int] = settings.selected_indices(conditions is not None)
+    given = image_format
+    if conditions is not None:
+        indices = posterior_indices(len(conditions), indices)
     device = process_device(state, settings.device)
     check_num_images(len(indices))
     share = math.ceil(len(indices) / state.num_processes)
     check_batch_fits(pipeline, settings.batch_size, share, device)
     labels: dict[int, int | None] = dict.fromkeys(indices)
-    classes = pipeline.condition(indices, settings.class_labels).class_labels
+    classes = pipeline.class_labels(indices, settings.class_labels)
     if classes is not None:
         labels.update(zip(indices, classes.tolist(), strict=True))
-    identity = model_identity(pipeline) | settings.record()
+    stages = open_stages(settings, pipeline, device)
+    identity = stages[0].identity(conditions) | settings.record()
     identity |= {"seed": settings.seed, "dtype": settings.dtype}
-    pipeline.to(device)
-    method = settings.method(pipeline)
+    if settings.then is not None:
+        identity |= {"then": model_identity(stages[1].pipeline) | {"noise": settings.then_noise}}
+        image_format = stages[1].pipeline.image_format
 
     folder = Path(settings.output_dir)
     environment = describe_environment(settings.model, device, state.num_processes)
     start = partial(prepare_folder, folder, identity, environment, labels, image_format)
     missing = by_process_0(start, f"{folder} cannot be written")
     mine = missing[state.process_index :: state.num_processes]
-    make_images(pipeline, settings, method, {index: labels[index] for index in mine})
+    make_images(stages, settings, {index: labels[index] for index in mine}, conditions)
     state.wait_for_everyone()
     if state.is_main_process:
         save_grid(folder, indices, image_format)
@@ -129,26 +158,42 @@ def sample(settings: Settings, state: PartialState) -> None:
             save_array(folder, indices, image_format)
         if settings.animation != "none":
             path = folder / f"denoising.{settings.animation}"
+            method = stages[0].method
             save_denoising_animation(path, pipeline, method, settings.seed, indices[:16], labels)
+        if conditions is not None:
+            draw_posterior(folder / POSTERIOR, folder, indices, image_format, conditions, given)
         print(f"{len(missing)} images made, {len(indices) - len(missing)} existed: {folder / GRID}")
 
 
+def open_stages(settings: Settings, pipeline: Pipeline, device: torch.device) -> list[Stage]:
+    """The model, and the one that `then` names, on their device."""
+    pipelines, noises = [pipeline], [settings.condition_noise, settings.then_noise]
+    if settings.then is not None:
+        pipelines.append(settings.open(settings.then, settings.compile))
+        check_cascade(*pipelines)
+    return [
+        Stage(pipeline=each.to(device), method=settings.method(each), noise=noise)
+        for each, noise in zip(pipelines, noises, strict=False)
+    ]
+
+
 def make_images(
-    pipeline: Pipeline, settings: Settings, method: Method, labels: Mapping[int, int | None]
+    stages: Sequence[Stage],
+    settings: Settings,
+    labels: Mapping[int, int | None],
+    conditions: ReadConditions | None,
 ) -> None:
     """Sample the images with these labels, writing each batch as it is done."""
     if not labels:
         return
     main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    show_progress(pipeline, "sampling", shown=main)
-    folder, classes = Path(settings.output_dir), [c for c in labels.values() if c is not None]
-    indices = list(labels)
-    condition = pipeline.condition(indices, classes or None)
-    for batch in pipeline.batches(
-        indices, method, settings.seed, settings.batch_size, condition=condition
-    ):
+    show_progress(stages[0].pipeline, "sampling", shown=main)
+    for later in stages[1:]:
+        later.pipeline.set_progress_bar_config(disable=True)
+    folder, image_format = Path(settings.output_dir), stages[-1].pipeline.image_format
+    for batch in sample_batches(stages, labels, conditions, settings.seed, settings.batch_size):
         try:
-            save_images(folder, batch, pipeline.image_format)
+            save_images(folder, batch, image_format)
         except OSError as error:
             raise UserError(
                 f"images cannot be written to {folder}: {error}; repeat the command to continue"

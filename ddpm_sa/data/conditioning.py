@@ -99,7 +99,8 @@ class Conditioner:
         format, levels, eps = self.format, None, None
         if format.noise > 0:
             levels = torch.from_numpy(draw.shares * format.noise)
-            channels = sum(kind.channels(tuple(x_0.shape[1:])) for kind in format.kinds)
+            image = (x_0.shape[1], height, width)
+            channels = sum(kind.channels(image) for kind in format.kinds)
             eps = draw.noise((channels, height, width))
         withheld = torch.from_numpy(draw.withheld) if format.withholds else None
         return format.assemble(given, (height, width), withheld=withheld, levels=levels, eps=eps)

@@ -36,6 +36,8 @@ class Guidance:
             if None.
         rescale: From 0 to 1, how far F is scaled back to the spread of F_strong, image by image
             (Lin et al. 2023, eq. 15 and 16).
+        more: Further weak evaluations, each with its own w, whose terms are added, such as one
+            without the condition beside one without the label (Brooks et al. 2023, section 3.2).
 
     Raises:
         ValueError: If a number is out of range.
@@ -45,10 +47,12 @@ class Guidance:
     scale: float
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
+    more: tuple[tuple[Weaker, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale) or self.scale < 0:
-            raise UserError(f"guidance scale={self.scale} must be 0 (none) or greater")
+        for scale in (self.scale, *(scale for _, scale in self.more)):
+            if not math.isfinite(scale) or scale < 0:
+                raise UserError(f"guidance scale={scale} must be 0 (none) or greater")
         if not 0 <= self.rescale <= 1:
             raise UserError(f"guidance rescale={self.rescale} must lie between 0 and 1")
         if self.interval is not None and not self.interval[0] < self.interval[1]:
@@ -62,6 +66,9 @@ class Guidance:
         strong, weak = self.weaker(evaluate, view)
         channels = view.x_t.shape[1]
         guided = strong[:, :channels] + self.scale * (strong - weak)[:, :channels]
+        for weaker, scale in self.more:
+            better, worse = weaker(evaluate, view)
+            guided = guided + scale * (better - worse)[:, :channels]
         if self.rescale:
             spread = _spread(strong[:, :channels]) / _spread(guided)
             guided = guided * (1 - self.rescale + self.rescale * spread)
@@ -89,6 +96,18 @@ class WithoutLabel:
         assert labels is not None
         unlabelled = view.condition.replace(class_labels=torch.full_like(labels, self.null_class))
         return halves(evaluate(*twice(view), concatenate([view.condition, unlabelled])))
+
+
+@dataclasses.dataclass(frozen=True)
+class WithoutCondition:
+    """Classifier-free guidance on the images of the condition; both evaluations share a batch."""
+
+    def __call__(self, evaluate: Evaluate, view: View) -> tuple[Tensor, Tensor]:
+        channels = view.condition.image
+        assert channels is not None
+        # Zeros, in the channel that says whether there is a condition too, are what training has.
+        withheld = view.condition.replace(image=torch.zeros_like(channels))
+        return halves(evaluate(*twice(view), concatenate([view.condition, withheld])))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,15 @@ from ddpm_sa.diffusion.prediction import prediction
 from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.errors import UserError
 from ddpm_sa.guidance.attention import WithBlurredImage, WithoutAttention, WithSmoothAttention
-from ddpm_sa.guidance.base import Guidance, Weaker, WithoutLabel, WithWeakerNetwork
+from ddpm_sa.guidance.base import (
+    Guidance,
+    Weaker,
+    WithoutCondition,
+    WithoutLabel,
+    WithWeakerNetwork,
+)
 
-Kind = Literal["cfg", "pag", "sag", "seg", "auto"]
+Kind = Literal["cfg", "condition", "pag", "sag", "seg", "auto"]
 SIGMAS = {"sag": 3.0, "seg": math.inf}
 USED_BY: dict[str, tuple[Kind, ...]] = {
     "null_class": ("cfg",),
@@ -37,7 +43,8 @@ def make_guidance(
     """A guide for a network.
 
     Args:
-        kind: "cfg" needs a null class, "auto" a weaker network, the others a ddpm_sa.UNet with
+        kind: "cfg" needs a null class, "condition" a network that was trained with its condition
+            withheld now and then, "auto" a weaker network, the others a ddpm_sa.UNet with
             attention.
         scale, interval, rescale: As in `Guidance`.
         unet: The network that is guided.
@@ -64,6 +71,8 @@ def make_guidance(
     weak_evaluation: Weaker
     if kind == "cfg":
         weak_evaluation = WithoutLabel(_null_class(unet, null_class))
+    elif kind == "condition":
+        weak_evaluation = WithoutCondition()
     elif kind == "pag":
         weak_evaluation = WithoutAttention(unet, layers)
     elif kind == "seg":
@@ -84,6 +93,11 @@ def check_together(guide: Any, cache_interval: int) -> None:
     Raises:
         ValueError: If this guidance cannot use deep features of the step before.
     """
+    if cache_interval > 1 and getattr(guide, "more", ()):
+        raise UserError(
+            f"two kinds of guidance evaluate the network three times in each step, and cached "
+            f"features fit only one: cache_interval={cache_interval} must be 1"
+        )
     if cache_interval > 1 and isinstance(getattr(guide, "weaker", None), WithBlurredImage):
         raise UserError(
             "guidance 'sag' evaluates two different images in each step, and cached features fit "

@@ -21,6 +21,7 @@ from ddpm_sa.image_format import (
     visible,
 )
 from ddpm_sa.pipeline import Batch
+from sampling.common.conditions import SAMPLES
 
 RECORD = "samples.json"
 GRID = "grid.png"
@@ -29,8 +30,14 @@ GRID_LIMIT = 256  # a larger grid is unreadable
 
 
 def image_path(folder: Path, index: int, image_format: ImageFormat) -> Path:
-    """The file of image `index`; if it exists it is complete, since it was renamed into place."""
-    return folder / f"{index:06d}{image_format.suffix}"
+    """The file of image `index`; if it exists it is complete, since it was renamed into place.
+
+    With a condition its name is that of the condition and of the sample, 000012-003.
+    """
+    if image_format.condition is None:
+        return folder / f"{index:06d}{image_format.suffix}"
+    sample, condition = divmod(index, SAMPLES)
+    return folder / f"{condition:06d}-{sample:03d}{image_format.suffix}"
 
 
 def prepare_folder(

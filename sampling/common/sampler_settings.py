@@ -23,8 +23,9 @@ class GuidanceSettings:
     """Command-line settings of guidance; docs/sampling.md lists what each kind costs.
 
     Attributes:
-        kind: What the weak prediction comes from: cfg (no label), pag (attention switched off), sag
-            (a blurred image), seg (blurred queries), auto (a weaker model); or none.
+        kind: What the weak prediction comes from: cfg (no label), condition (no image), pag
+            (attention switched off), sag (a blurred image), seg (blurred queries), auto (a weaker
+            model); or none.
         scale: w in strong + w (strong - weak); 0 turns guidance off. diffusers' guidance_scale is
             1 + w.
         interval: Guide only at timesteps FROM <= t < TO, given as FROM:TO; by default at all.
@@ -33,17 +34,19 @@ class GuidanceSettings:
             in pixels of the layer, infinite by default.
         layers: Names of the attention layers that pag, seg or sag use; by default the middle one.
         null_class: The class that means "no label", if images.json does not define it.
+        condition_scale: w of guidance by the condition, beside that of another kind.
         model: The weaker model for auto, such as an earlier checkpoint of the same run; opened
             with the same weights (ema or raw) and dtype as the model.
     """
 
-    kind: Literal["none", "cfg", "pag", "sag", "seg", "auto"] = "none"
+    kind: Literal["none", "cfg", "condition", "pag", "sag", "seg", "auto"] = "none"
     scale: NonNegative = 1.0
     interval: str | None = None
     rescale: Fraction = 0.0
     sigma: Width | None = None
     layers: list[str] | None = None
     null_class: Index | None = None
+    condition_scale: NonNegative = 0.0
     model: str | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +76,7 @@ class GuidanceSettings:
             layers=self.layers,
             null_class=self.null_class,
             weaker=weaker,
+            condition_scale=self.condition_scale,
         )
 
     def _interval(self) -> tuple[float, float] | None:
@@ -140,6 +144,8 @@ class SamplerSettings(ModelSettings):
     def record(self) -> dict[str, Any]:
         """The settings as samples.json records them."""
         guidance = None if self.guidance.kind == "none" else asdict(self.guidance)
+        if guidance and not self.guidance.condition_scale:
+            del guidance["condition_scale"]  # as folders of earlier versions have it
         if guidance and self.weaker is not None:
             guidance["weights_sha256"] = weights_hash(self.weaker)
         return {
