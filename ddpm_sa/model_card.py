@@ -16,7 +16,7 @@ tags: [ddpm, diffusion, self-attention, ddpm_sa]
 # A diffusion model of $height x $width $kind images
 $grid
 $architecture: $parameters parameters\
-$classes. It predicts "$prediction" over \
+$classes$conditions. It predicts "$prediction" over \
 $timesteps timesteps with $betas. Its images have $bits bits per value; \
 -1 and 1 stand for $low and $high (`images.json`).
 
@@ -25,7 +25,7 @@ $timesteps timesteps with $betas. Its images have $bits bits per value; \
 from ddpm_sa import Pipeline
 
 pipeline = Pipeline.from_pretrained("path/to/this/folder")
-images = pipeline(num_images=16, steps=50, seed=0, scheduler="ddim"$label_argument$array).images
+images = pipeline(num_images=16, steps=50, seed=0, scheduler="ddim"$arguments).images
 ```
 
 ## With diffusers alone
@@ -50,6 +50,23 @@ labels = torch.arange(16) % $num_classes
 with torch.no_grad():
     for t in pipeline.scheduler.timesteps:
         output = pipeline.unet(x, t, class_labels=labels).sample
+        x = pipeline.scheduler.step(output, t, x).prev_sample
+images = x.clamp(-1, 1)[..., :$height, :$width]  # -1 and 1 are the ends of the range""")
+
+
+WITH_IMAGES = Template("""\
+# DDPMPipeline opens this folder but passes no condition, so the loop is written out.
+import torch
+from diffusers import DDPMPipeline
+
+pipeline = DDPMPipeline.from_pretrained("path/to/this/folder")
+pipeline.scheduler.set_timesteps($timesteps)
+x = torch.randn(16, $channels, $rows, $columns)
+# Put your condition here, from -1 to 1: $layout.
+condition = torch.zeros(16, $extra, $rows, $columns)
+${labels}with torch.no_grad():
+    for t in pipeline.scheduler.timesteps:
+        output = pipeline.unet(torch.cat([x, condition], dim=1), t$argument).sample
         x = pipeline.scheduler.step(output, t, x).prev_sample
 images = x.clamp(-1, 1)[..., :$height, :$width]  # -1 and 1 are the ends of the range""")
 
@@ -96,6 +113,8 @@ def model_card(
         # numpy_to_pil converts only grey and RGB.
         "array": "" if channels in (1, 3) else ', output_type="np"',
     }
+    label = f", class_labels={labels[0] if labels else 0!r}" if num_classes else ""
+    given = ", condition=pictures" if image_format.condition is not None else ""
     return CARD.substitute(
         facts,
         task="image-generation" if num_classes else "unconditional-image-generation",
@@ -106,8 +125,9 @@ def model_card(
         classes=f", {num_classes} classes{names}" if num_classes else "",
         prediction=scheduler["prediction_type"],
         betas=_describe_betas(scheduler),
-        label_argument=f", class_labels={labels[0] if labels else 0!r}" if num_classes else "",
-        diffusers=_diffusers_alone(architecture.not_in_diffusers(unet), facts),
+        conditions=_conditions(image_format),
+        arguments=f"{label}{given}{facts['array']}",
+        diffusers=_diffusers_alone(architecture.not_in_diffusers(unet), facts, image_format),
     )
 
 
@@ -117,8 +137,27 @@ def _describe_betas(scheduler: dict[str, Any]) -> str:
     return f'the "{scheduler["beta_schedule"]}" schedule'
 
 
-def _diffusers_alone(reason: str | None, facts: dict[str, Any]) -> str:
+def _conditions(image_format: ImageFormat) -> str:
+    """What the network is conditioned on, as the end of a sentence."""
+    if image_format.condition is None:
+        return ""
+    return f", conditioned on {image_format.condition}"
+
+
+def _diffusers_alone(
+    reason: str | None, facts: dict[str, Any], image_format: ImageFormat
+) -> str:
     if reason is not None:
         return f"diffusers alone cannot open it: {reason}."
-    code = (CONDITIONAL if facts["num_classes"] else PLAIN).substitute(facts)
+    template = CONDITIONAL if facts["num_classes"] else PLAIN
+    if image_format.condition is not None:
+        template = WITH_IMAGES
+        classes = facts["num_classes"]
+        facts = facts | {
+            "extra": image_format.in_channels - image_format.channels,
+            "layout": image_format.condition.layout(image_format.shape),
+            "labels": f"labels = torch.arange(16) % {classes}\n" if classes else "",
+            "argument": ", class_labels=labels" if classes else "",
+        }
+    code = template.substitute(facts)
     return f"```python\n{code}\n```"

@@ -130,6 +130,8 @@ def evaluate(settings: Settings, state: PartialState) -> None:
     check_num_images(settings.num_images)
     extractor = open_features(settings.features, device)
     pipelines = {name: settings.open(name) for name in settings.model}
+    for pipeline in pipelines.values():
+        pipeline.condition([0])  # raises for one that needs images, which there are none of
     identities = {name: model_identity(pipeline) for name, pipeline in pipelines.items()}
     for pipeline in (
         pipelines.values()

@@ -50,6 +50,18 @@ class ConditionFormat:
         """How many channels of the network's input it takes, for images (C, H, W)."""
         return sum(kind.channels(image) for kind in self.kinds) + self.withholds + (self.noise > 0)
 
+    def layout(self, image: Shape) -> str:
+        """What the channels are, in a sentence, for images (C, H, W)."""
+        parts = [
+            f"{kind.channels(image)} of {name_of(kind)}, resized to {image[1]} x {image[2]}"
+            for kind in self.kinds
+        ]
+        if self.withholds:
+            parts.append("1 of ones (zeros in all channels withhold the condition)")
+        if self.noise > 0:
+            parts.append("1 with the level of the noise in the condition, 0 for none")
+        return "; ".join(parts)
+
     def assemble(
         self,
         given: Sequence[Tensor],

@@ -76,7 +76,7 @@ def channels_of(
     condition = image_format.condition
     if condition is None:
         require(given is None, "this network is not conditioned on images")
-        require(noise == 0, f"condition_noise={noise}: this network has no condition")
+        check_noise(noise, 0.0)
         return None
     images = read_given(given, image_format)
     for each in images:
@@ -85,11 +85,7 @@ def channels_of(
             f"{len(each)} images of a condition for {len(indices)} samples",
         )
     images = [each.expand(len(indices), -1, -1, -1) for each in images]
-    require(
-        0 <= noise <= condition.noise,
-        f"condition_noise={noise} must be from 0 to {condition.noise:g}, the highest level in this "
-        "network's training",
-    )
+    check_noise(noise, condition.noise)
     levels = eps = None
     if noise:
         levels = torch.full([len(indices)], noise)
@@ -98,6 +94,18 @@ def channels_of(
         eps = standard_normal(shape, seed, "sampling: noise in the condition", indices)
     assembled = condition.assemble(images, image_format.size, levels=levels, eps=eps)
     return pad_tensor(assembled, grid)
+
+
+def check_noise(noise: float, highest: float) -> None:
+    """
+    Raises:
+        UserError: If a network was not trained with so much noise in its condition.
+    """
+    require(
+        0 <= noise <= highest,
+        f"condition_noise={noise} must be from 0 to {highest:g}, the highest level in this "
+        "network's training",
+    )
 
 
 def describe(image_format: ImageFormat) -> str:

@@ -49,7 +49,8 @@ def strokes(size: Size, random: np.random.Generator) -> np.ndarray:
     picture = Image.new("1", (size[1], size[0]))
     brush, extent = ImageDraw.Draw(picture), np.array([size[1] - 1, size[0] - 1])
     for _ in range(random.integers(1, 5)):
-        points = random.random((random.integers(3, 9), 2)) * extent
+        # Some lie beyond the border, so that corners are hidden as often as the rest.
+        points = random.uniform(-0.2, 1.2, (random.integers(3, 9), 2)) * extent
         width = max(1, round(min(size) * random.uniform(1 / 16, 1 / 6)))
         brush.line([tuple(point) for point in points.tolist()], fill=1, width=width, joint="curve")
     return np.asarray(picture)

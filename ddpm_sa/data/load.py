@@ -4,10 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ddpm_sa.conditions.config import ConditionConfig
 from ddpm_sa.data.arrays import open_array
-from ddpm_sa.data.conditioning import Conditioner
+from ddpm_sa.data.conditioning import ConditionDraw, Conditioner
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.data.labels import check_labels
@@ -250,6 +251,17 @@ def _open_mnist5k(config: DataConfig, any_split: bool) -> Images:
     )
 
 
+def _trial(
+    image_format: ImageFormat,
+) -> tuple[torch.Tensor, np.ndarray, np.ndarray, ConditionDraw]:
+    """The arguments of `Conditioner.given` for one image."""
+    no = np.zeros(1, dtype=bool)
+    draw = ConditionDraw(
+        seed=0, purpose="trial", positions=np.zeros(1, int), withheld=no, shares=np.zeros(1)
+    )
+    return torch.zeros(1, *image_format.shape), np.zeros(1, int), no, draw
+
+
 def with_condition(images: Images, config: ConditionConfig) -> Images:
     """The same images, with the condition that the settings ask for, the held-out ones too.
 
@@ -261,4 +273,5 @@ def with_condition(images: Images, config: ConditionConfig) -> Images:
     image_format = replace(images.format, condition=config.format)
     held_out = images.validation and with_condition(images.validation, config)
     conditioner = Conditioner(format=config.format)
+    conditioner.given(*_trial(image_format))  # a folder of masks may be missing
     return replace(images, format=image_format, conditioner=conditioner, validation=held_out)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ddpm_sa.condition import Condition
-from ddpm_sa.conditions.given import describe
+from ddpm_sa.conditions.given import check_noise, describe
 from ddpm_sa.errors import require
 from ddpm_sa.pipeline import Batch, Pipeline
 from ddpm_sa.samplers.method import Method
@@ -24,11 +24,18 @@ class Stage:
         pipeline: The model.
         method: How to sample from it.
         noise: The level of noise that is added to its condition.
+
+    Raises:
+        UserError: If the model was not trained with that much.
     """
 
     pipeline: Pipeline
     method: Method
     noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        condition = self.pipeline.image_format.condition
+        check_noise(self.noise, 0.0 if condition is None else condition.noise)
 
     def identity(self, conditions: ReadConditions | None) -> dict[str, Any]:
         """What its samples depend on besides the sampler's settings, for samples.json."""
