@@ -144,9 +144,7 @@ def _conditions(image_format: ImageFormat) -> str:
     return f", conditioned on {image_format.condition}"
 
 
-def _diffusers_alone(
-    reason: str | None, facts: dict[str, Any], image_format: ImageFormat
-) -> str:
+def _diffusers_alone(reason: str | None, facts: dict[str, Any], image_format: ImageFormat) -> str:
     if reason is not None:
         return f"diffusers alone cannot open it: {reason}."
     template = CONDITIONAL if facts["num_classes"] else PLAIN

@@ -285,7 +285,7 @@ def test_a_learned_variance_is_that_of_the_strong_evaluation():
         ({"classes": None}, ("cfg",), "unconditional; pag, sag, seg and auto need none"),
         ({"classes": 4}, ("cfg",), "null_class"),
         ({}, ("cfg", 1.0, {"null_class": 3}), "null_class=3 is not among the classes 0 ... 2"),
-        ({}, ("apg",), "known are cfg, pag, sag, seg, auto"),
+        ({}, ("apg",), "known are cfg, condition, pag, sag"),
         ({}, ("cfg", -1.0), "scale=-1.0 must be 0"),
         ({}, ("cfg", math.nan), "scale=nan"),
         ({}, ("cfg", 1.0, {"rescale": 1.5}), "rescale=1.5 must lie between 0 and 1"),

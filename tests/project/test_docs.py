@@ -111,6 +111,7 @@ def flags_of(config: type) -> set[str]:
             ["sampling.sample", "sampling.edit", "sampling.attention", "training.config"],
         ),
         ("editing.md", ["sampling.edit"]),
+        ("conditions.md", ["training.config", "sampling.sample"]),
         ("evaluation.md", ["sampling.evaluate", "training.config"]),
         ("converting.md", ["sampling.convert", "sampling.sample"]),
         ("openai-networks.md", ["sampling.convert"]),
