@@ -122,13 +122,15 @@ class ImageFormat:
         names = self.labels or ()
         return names[label] if label < len(names) else str(label)
 
-    def save(self, folder: str | Path) -> None:
-        """Write `images.json` into a folder."""
+    def to_json(self) -> dict[str, Any]:
+        """What images.json holds; a condition only if there is one."""
         fields = dataclasses.asdict(self)
         del fields["condition"]
-        if self.condition is not None:
-            fields["condition"] = self.condition.to_json()
-        text = json.dumps(fields, indent=2)
+        return fields | ({"condition": self.condition.to_json()} if self.condition else {})
+
+    def save(self, folder: str | Path) -> None:
+        """Write `images.json` into a folder."""
+        text = json.dumps(self.to_json(), indent=2)
         (Path(folder) / FILE_NAME).write_text(text + "\n")
 
     @classmethod

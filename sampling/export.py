@@ -67,7 +67,7 @@ def export(settings: Settings) -> None:
     size = "height, width" if settings.dynamic_size else f"{height}, {width}"
     conditional = pipeline.unet.config.num_class_embeds is not None
     print(
-        f"{path}: sample (batch, {pipeline.image_format.channels}, {size}) {settings.dtype}, "
+        f"{path}: sample (batch, {pipeline.image_format.in_channels}, {size}) {settings.dtype}, "
         f"timestep (batch){', class_labels (batch)' if conditional else ''} -> out_sample; "
         f"differs from the network by {difference:.0e} of its output at most"
     )

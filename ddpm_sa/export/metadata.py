@@ -1,6 +1,5 @@
 """What a program needs to know besides the network to make images, as texts inside a file."""
 
-import dataclasses
 import json
 
 from ddpm_sa import __version__
@@ -22,7 +21,7 @@ def metadata(pipeline: Pipeline) -> dict[str, str]:
     return {
         "alphas_cumprod": json.dumps(schedule.alphas_cumprod.tolist()),
         "scheduler": pipeline.scheduler.to_json_string(),
-        "images": json.dumps(dataclasses.asdict(pipeline.image_format)),
+        "images": json.dumps(pipeline.image_format.to_json()),
         "sample_size": json.dumps(pipeline.padded_size),
         "size_multiple": json.dumps(pipeline.size_multiple),
         "ddpm_sa": json.dumps(__version__),

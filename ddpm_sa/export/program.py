@@ -87,7 +87,7 @@ def make_inputs(
     one learned embedding for each.
     """
     config: Any = pipeline.unet.config
-    shape = (pipeline.image_format.channels, *size)
+    shape = (pipeline.image_format.in_channels, *size)
     last = pipeline.scheduler.config.num_train_timesteps - 1
     # Without 0, whose logarithm is what a Fourier embedding takes.
     timesteps = torch.linspace(last, 0, batch + 1)[:batch]

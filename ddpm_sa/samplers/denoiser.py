@@ -28,7 +28,15 @@ def denoiser(pipeline: Any) -> "Denoiser":
 
     Args:
         pipeline: A `ddpm_sa.Pipeline`. Its network is shared, and put in eval mode.
+
+    Raises:
+        UserError: If its network is conditioned on images.
     """
+    require(
+        pipeline.image_format.condition is None,
+        "a network that is conditioned on images is no denoiser of x alone: concatenate x_t and "
+        "the condition, and call it yourself",
+    )
     labels = pipeline.image_format.labels
     return Denoiser(pipeline.unet, pipeline.scheduler, labels).eval()
 

@@ -16,6 +16,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from ddpm_sa import Pipeline, UNet, preset
+from ddpm_sa.conditions.format import ConditionFormat
+from ddpm_sa.conditions.kinds import Downsample
 from ddpm_sa.diffusion.schedule import NoiseSchedule
 from ddpm_sa.export import check, export_onnx, export_pt2, onnx_file
 from ddpm_sa.export.program import capture
@@ -216,6 +218,24 @@ def told(path: Path) -> dict[str, Any]:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         texts = session.get_modelmeta().custom_metadata_map
     return {name: json.loads(text) for name, text in texts.items()}
+
+
+def conditioned() -> Pipeline:
+    image_format = ImageFormat(
+        channels=3, size=(16, 16), condition=ConditionFormat(kinds=(Downsample(factor=4),))
+    )
+    network = UNet(**SMALL | {"sample_size": 16, "in_channels": image_format.in_channels})
+    return Pipeline(randomise_(network), DDPMScheduler(), image_format)
+
+
+def test_a_condition_is_further_channels_of_the_sample(exported, tmp_path):
+    pipeline, path = exported(conditioned, "pt2", False)
+    sample, t = torch.randn(2, 6, 16, 16), torch.tensor([3.0, 700.0])
+    with torch.no_grad():
+        error = error_of_each_image(reader(path)(sample, t, None), pipeline.unet(sample, t).sample)
+    assert (error < 1e-4).all()
+    (tmp_path / "images.json").write_text(json.dumps(told(path)["images"]))
+    assert ImageFormat.load(tmp_path) == pipeline.image_format
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 import ddpm_sa
 from ddpm_sa import NoiseSchedule, Pipeline, UNet, preset
+from ddpm_sa.conditions.format import ConditionFormat
+from ddpm_sa.conditions.kinds import Grey
 from ddpm_sa.diffusion.prediction import PREDICTIONS, prediction
+from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import ImageFormat
 from ddpm_sa.samplers.denoiser import Denoiser
 from ddpm_sa.samplers.method import Method
@@ -350,3 +353,11 @@ def test_it_is_a_module_in_eval_mode_that_shares_the_network():
     assert {id(p) for p in D.parameters()} == {id(p) for p in unet.parameters()}
     x = torch.randn(1, 3, 16, 16)
     assert torch.equal(D(x, 1.0), D(x, 1.0))
+
+
+def test_a_network_that_is_conditioned_on_images_is_none():
+    condition = ConditionFormat(kinds=(Grey(),))
+    image_format = ImageFormat(channels=3, size=(8, 8), condition=condition)
+    network = UNet(**SMALL | {"sample_size": 8, "in_channels": 4})
+    with pytest.raises(UserError, match="conditioned on images is no denoiser of x alone"):
+        ddpm_sa.denoiser(Pipeline(network, DDPMScheduler(), image_format))
