@@ -25,6 +25,13 @@ class UserError(ValueError):
     """
 
 
+class NotFoundError(UserError, OSError):
+    """A folder, a file of a model or a repository that is missing or cannot be read.
+
+    An OSError too, which is what diffusers raises, so that code written for it catches this.
+    """
+
+
 class OutOfMemoryError(UserError):
     """The machine or the GPU has run out of memory; one process of several may be alone in it."""
 
@@ -50,7 +57,7 @@ def advise_out_of_memory(advice: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not ran_out_of_memory(error):
             raise
-        raise OutOfMemoryError(f"out of memory; {advice} ({_first_line(error)})") from error
+        raise OutOfMemoryError(f"out of memory; {advice} ({first_line(error)})") from error
 
 
 def ran_out_of_memory(error: Exception) -> bool:
@@ -60,5 +67,6 @@ def ran_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+def first_line(error: Exception) -> str:
+    """What an error of a library says, shortened to one line without the full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

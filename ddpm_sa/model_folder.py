@@ -39,7 +39,6 @@ SCHEDULER_CONFIGS = ("scheduler/scheduler_config.json", "scheduler_config.json")
 
 def local_folder(
     folder_or_repo: str | os.PathLike,
-    variant: str | None = None,
     options: HubOptions | None = None,
     *,
     weights: bool = True,
@@ -48,7 +47,7 @@ def local_folder(
 
     Args:
         folder_or_repo: A folder, or the name of a repository.
-        variant, options: See `hub.local_folder`.
+        options: See `hub.local_folder`.
         weights: Whether to download the weights too; False for the configurations alone.
 
     Raises:
@@ -58,9 +57,7 @@ def local_folder(
     if not folder.exists() and set_aside(folder).is_dir():
         return set_aside(folder)  # a process was killed while it replaced the folder
     configs = (*SCHEDULER_CONFIGS, "model_index.json", FILE_NAME)
-    return hub.local_folder(
-        folder_or_repo, ("unet", ""), configs, variant, options, weights=weights
-    )
+    return hub.local_folder(folder_or_repo, ("unet", ""), configs, options, weights=weights)
 
 
 def is_run(folder: Path) -> bool:

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 from diffusers import DDPMPipeline, DiffusionPipeline
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ddpm_sa import model_folder
 from ddpm_sa.errors import UserError
-from ddpm_sa.files.hub import HubOptions
 from ddpm_sa.files.json_files import read_object
 from ddpm_sa.image_format import FILE_NAME, ImageFormat
 from ddpm_sa.models.architectures import architecture_named, architecture_of
+from ddpm_sa.models.load_options import LoadOptions, check_options
 from ddpm_sa.models.unet import UNet
 
 
@@ -109,48 +109,35 @@ class PipelineFiles(DiffusionPipeline):
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls,
-        folder_or_repo: str | os.PathLike,
-        *,
-        torch_dtype: torch.dtype | None = None,
-        variant: str | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        cache_dir: str | Path | None = None,
+        pretrained_model_name_or_path: str | os.PathLike,
+        **options: Unpack[LoadOptions],
     ) -> Self:
         """Open a model folder, or a repository of the Hub: ours, or any DDPMPipeline's.
 
         The files may come from anybody: only JSON and tensors are read, and no code is run.
 
         Args:
-            folder_or_repo: A folder, or the name of a repository on the Hub.
-            torch_dtype: Cast the weights to this.
-            variant: Of the weights, such as "fp16": diffusion_pytorch_model.fp16.safetensors.
-            revision: A branch, a tag or a commit of the repository; None for its main branch.
-            token: An access token, for private and gated repositories; None for the one that
-                `hf auth login` stored, False for none.
-            local_files_only: Whether to open what was downloaded before and not ask the Hub.
-            cache_dir: Where downloads are kept; None for the Hub client's folder.
+            pretrained_model_name_or_path: A folder, or the name of a repository on the Hub.
+            options: Of the network, as in `UNet.from_pretrained`.
 
         Raises:
             ValueError: If it holds no model, or an incomplete one, or a value in one of its JSON
-                files cannot be used.
+                files or an option cannot be used. What is missing or cannot be read is an OSError
+                too.
         """
-        options = HubOptions(
-            revision=revision, token=token, local_files_only=local_files_only, cache_dir=cache_dir
-        )
-        folder = model_folder.local_folder(folder_or_repo, variant, options)
+        folder = model_folder.local_folder(pretrained_model_name_or_path, options)
         config = read_object(model_folder.first_file(folder, model_folder.NETWORK_CONFIGS))
+        architecture = architecture_named(config.get("_class_name"))
+        check_options(options, architecture.argument_names())
         scheduler = model_folder.load_scheduler(folder)
         has_format = (folder / FILE_NAME).is_file()
         image_format = ImageFormat.load(folder) if has_format else None
-        architecture = architecture_named(config.get("_class_name"))
-        unet = architecture.from_pretrained(folder, torch_dtype=torch_dtype, variant=variant)
+        unet = architecture.from_pretrained(folder, **options)
         try:
             # The constructor is Pipeline's.
             return cls(unet, scheduler, image_format)  # pyright: ignore[reportCallIssue]
         except UserError as error:
-            raise UserError(f"{folder_or_repo}: {error}") from error
+            raise UserError(f"{pretrained_model_name_or_path}: {error}") from error
 
 
 def check_channels(unet: Any, scheduler: Any, image_format: ImageFormat) -> None:

@@ -33,7 +33,7 @@ FLOORS = [
     {"models.blocks.levels"},
     {"models.blocks.ncsnpp", "models.blocks.k_diffusion"},
     {"models.blocks.types"},
-    {"models.config"},
+    {"models.config", "models.load_options"},
     {"models.blocks.rms_norm", "models.blocks.song"},
     {"models.loading", "models.presets"},
     {"models.sizing", "models.network"},

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -13,34 +13,39 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ddpm_sa.errors import UserError
+from ddpm_sa.errors import NotFoundError
 
 WEIGHTS_NAME = "diffusion_pytorch_model"
 
 
-@dataclass(frozen=True, kw_only=True)
-class HubOptions:
-    """Options of a download from the Hub.
+class HubOptions(TypedDict, total=False):
+    """Which files of a repository are opened, and how they are downloaded.
 
     Attributes:
-        revision: A branch, a tag or a commit; None for the main branch.
+        variant: Of the weights, such as "fp16": diffusion_pytorch_model.fp16.safetensors.
+        use_safetensors: True reads safetensors alone, False pickled weights alone, and None the
+            pickled ones where there are no others. Pickles are read as tensors: no code is run.
+        revision: A branch, a tag or a commit of the repository; None for its main branch.
         token: An access token, for private and gated repositories; None for the one that
             `hf auth login` stored, False for none.
         local_files_only: Whether to open what was downloaded before and not ask the Hub.
         cache_dir: Where downloads are kept; None for the Hub client's folder.
+        force_download: Whether to download again what was downloaded before.
     """
 
-    revision: str | None = None
-    token: str | bool | None = field(default=None, repr=False)
-    local_files_only: bool = False
-    cache_dir: str | Path | None = None
+    variant: str | None
+    use_safetensors: bool | None
+    revision: str | None
+    token: str | bool | None
+    local_files_only: bool
+    cache_dir: str | Path | None
+    force_download: bool
 
 
 def local_folder(
     folder_or_repo: str | os.PathLike,
     places: Sequence[str],
     configs: Sequence[str] = (),
-    variant: str | None = None,
     options: HubOptions | None = None,
     *,
     weights: bool = True,
@@ -51,44 +56,48 @@ def local_folder(
         folder_or_repo: A folder, or the name of a repository.
         places: Subfolders that may hold the network; "" is the repository's root.
         configs: Further JSON files to download if they exist.
-        variant: Of the weights, such as "fp16"; others are not downloaded.
-        options: How to download.
+        options: Which weights to download, and how; other keys are left alone.
         weights: Whether to download the weights too; False for the JSON files alone.
 
     Raises:
-        UserError: If it is neither a local folder nor a repository, or has no such revision.
+        NotFoundError: If it is neither a local folder nor a repository, or has no such revision.
     """
     folder = Path(folder_or_repo)
     if folder.exists():
         return folder
-    options = options or HubOptions()
+    options = options or {}
     networks = [f"{place}/config.json".lstrip("/") for place in places]
 
-    def download(suffix: str | None) -> Path:
-        files = _weights(places, suffix, variant) if suffix else []
-        patterns = [*networks, *configs, *files]
+    def download(files: Sequence[str]) -> Path:
         path = snapshot_download(
             str(folder_or_repo),
-            allow_patterns=patterns,
-            revision=options.revision,
-            token=options.token,
-            local_files_only=options.local_files_only,
-            cache_dir=options.cache_dir,
+            allow_patterns=[*networks, *configs, *files],
+            revision=options.get("revision"),
+            token=options.get("token"),
+            local_files_only=options.get("local_files_only", False),
+            cache_dir=options.get("cache_dir"),
+            force_download=options.get("force_download", False),
         )
         return Path(path)
 
     try:
-        path = download("safetensors" if weights else None)
         if not weights:
-            return path
-        if any(any(path.glob(name)) for name in _weights(places, "safetensors", variant)):
-            return path
-        # Old repositories have no other weights than pickles; they are read as tensors alone.
-        return download("bin")
+            return download([])
+        # Old repositories have no other weights than pickles.
+        formats = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}
+        *others, last = formats[options.get("use_safetensors")]
+        for suffix in others:
+            files = _weights(places, suffix, options.get("variant"))
+            path = download(files)
+            if any(any(path.glob(name)) for name in files):
+                return path
+        return download(_weights(places, last, options.get("variant")))
     except RevisionNotFoundError as error:
-        raise UserError(f"{folder_or_repo} has no revision {options.revision!r}") from error
+        raise NotFoundError(
+            f"{folder_or_repo} has no revision {options.get('revision')!r}"
+        ) from error
     except (OSError, ValueError) as error:
-        raise UserError(
+        raise NotFoundError(
             f"{folder_or_repo} is not a local folder, and {_why_not(error, options)}"
         ) from error
 
@@ -103,9 +112,8 @@ def _why_not(error: Exception, options: HubOptions) -> str:
             "in (`hf auth login`)"
         )
     if isinstance(error, LocalEntryNotFoundError):
-        asked = (
-            "was not asked (local_files_only)" if options.local_files_only else "cannot be reached"
-        )
+        local = options.get("local_files_only")
+        asked = "was not asked (local_files_only)" if local else "cannot be reached"
         return f"it was not downloaded before, and the Hugging Face Hub {asked}"
     return f"was not found on the Hugging Face Hub: {' '.join(str(error).split())}"
 
@@ -117,5 +125,8 @@ def _weights(places: Sequence[str], suffix: str, variant: str | None) -> list[st
         f"{WEIGHTS_NAME}{infix}.{suffix}",
         f"{WEIGHTS_NAME}{infix}-?????-of-?????.{suffix}",
         f"{WEIGHTS_NAME}.{suffix}.index{infix}.json",
+        # As diffusers named the shards of a variant until 2024.
+        f"{WEIGHTS_NAME}-?????-of-?????{infix}.{suffix}",
+        f"{WEIGHTS_NAME}.{suffix}{infix}.index.json",
     ]
-    return [f"{place}/{name}".lstrip("/") for place in places for name in names]
+    return [f"{place}/{name}".lstrip("/") for place in places for name in dict.fromkeys(names)]

@@ -29,6 +29,19 @@ def sinusoid(t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -
     return F.pad(table, (0, dim % 2))
 
 
+class Sinusoid(nn.Module):
+    """`sinusoid` as a layer without weights: (B,) -> (B, dim)."""
+
+    def __init__(self, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> None:
+        super().__init__()
+        self.dim, self.flip_sin_to_cos, self.freq_shift = dim, flip_sin_to_cos, freq_shift
+
+    def forward(self, t: Tensor) -> Tensor:
+        return sinusoid(
+            t, self.dim, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift
+        )
+
+
 class FourierProjection(nn.Module):
     """[sin(2π f log t) | cos(2π f log t)] with fixed random frequencies f.
 
@@ -65,15 +78,21 @@ class TimestepEmbedding(nn.Module):
 
 
 def time_projection(
-    kind: str, channels: int, num_timesteps: int | None
-) -> tuple[nn.Module | None, int]:
-    """The layer between a timestep and its embedding, and its width; None for the sinusoid."""
+    kind: str,
+    channels: int,
+    num_timesteps: int | None,
+    *,
+    flip_sin_to_cos: bool,
+    freq_shift: float,
+) -> tuple[nn.Module, int]:
+    """The layer between a timestep and its embedding, and its width."""
     if kind == "fourier":
         return FourierProjection(channels), 2 * channels
     if kind == "learned":
         assert num_timesteps is not None  # check_config
         return nn.Embedding(num_timesteps, channels), channels
-    return None, channels
+    layer = Sinusoid(channels, flip_sin_to_cos=flip_sin_to_cos, freq_shift=freq_shift)
+    return layer, channels
 
 
 def class_embedding(

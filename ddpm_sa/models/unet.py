@@ -5,18 +5,21 @@ loads the other's weights; the computation is our own.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
+
+# DiffusionPipeline looks for ModelMixin in the module of a component.
+from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype  # noqa: F401
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ddpm_sa.models.attention import ATTENTION_KINDS, AttentionSpec, SelfAttention
 from ddpm_sa.models.blocks.levels import Block, Resampling, UNetMidBlock2D
-from ddpm_sa.models.blocks.ncsnpp import SkipUpBlock2D
+from ddpm_sa.models.blocks.ncsnpp import SkipBlock, SkipUpBlock2D
 from ddpm_sa.models.blocks.resnet import (
     ACTIVATIONS,
     AdaResnetBlock,
@@ -26,7 +29,7 @@ from ddpm_sa.models.blocks.resnet import (
 )
 from ddpm_sa.models.blocks.types import DOWN_BLOCKS, UP_BLOCKS, block_type
 from ddpm_sa.models.config import check_config, not_in_diffusers
-from ddpm_sa.models.embedding import TimestepEmbedding, class_embedding, sinusoid, time_projection
+from ddpm_sa.models.embedding import TimestepEmbedding, class_embedding, time_projection
 from ddpm_sa.models.network import Network, UNetOutput
 
 
@@ -96,6 +99,7 @@ class UNet(Network):
     ) -> None:
         super().__init__()
         check_config(self.config)
+        self.sample_size = sample_size  # as in UNet2DModel: read without a warning
         channels = list(block_out_channels)
         lowest = len(channels) - 1
         first = conv_in_channels or channels[0]
@@ -132,7 +136,11 @@ class UNet(Network):
 
         self.conv_in = nn.Conv2d(in_channels, first, 3, padding=1)
         self.time_proj, width = time_projection(
-            time_embedding_type, timestep_input_dim or channels[0], num_train_timesteps
+            time_embedding_type,
+            timestep_input_dim or channels[0],
+            num_train_timesteps,
+            flip_sin_to_cos=flip_sin_to_cos,
+            freq_shift=freq_shift,
         )
         self.time_embedding = TimestepEmbedding(width, temb_channels)
         self.activation = ACTIVATIONS[act_fn]()
@@ -189,6 +197,7 @@ class UNet(Network):
 
         groups = norm_num_groups or default_groups(channels[0])
         self.conv_norm_out = nn.GroupNorm(groups, channels[0], norm_eps)
+        self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
 
     @classmethod
@@ -246,7 +255,17 @@ class UNet(Network):
 
     def output(self, x: Tensor) -> Tensor:
         """The last norm and convolution: (B, C, H, W) -> (B, out_channels, H, W)."""
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Tensor] = checkpoint
+    ) -> None:
+        """As ModelMixin, and for the skip blocks too, which UNet2DModel leaves out."""
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func)
+        for block in self.modules():
+            if isinstance(block, SkipBlock):
+                block.recomputes = enable
+                block._gradient_checkpointing_func = gradient_checkpointing_func
 
     def paper_init_(self) -> "UNet":
         """Initialise as the paper's code does, in place, from torch's global generator.
@@ -272,22 +291,12 @@ class UNet(Network):
 
     def _embed(self, t: Tensor, class_labels: Tensor | None) -> Tensor:
         """The time (and class) embedding before the activation: (B,) -> (B, temb_channels)."""
-        dtype = self.conv_in.weight.dtype
-        temb = self.time_embedding(self._project(t).to(dtype))
+        # Of computation; with layerwise casting the weights are stored in another.
+        dtype = get_parameter_dtype(self.conv_in)
+        temb = self.time_embedding(self.time_proj(t).to(dtype))
         self._check_labels(class_labels, self.class_embedding is not None)
         if self.class_embedding is None or class_labels is None:
             return temb
         if self.config["class_embed_type"] == "timestep":
-            class_labels = self._project(class_labels).to(dtype)
+            class_labels = self.time_proj(class_labels).to(dtype)
         return temb + self.class_embedding(class_labels).to(dtype)
-
-    def _project(self, t: Tensor) -> Tensor:
-        """Numbers as what a TimestepEmbedding takes: (B,) -> (B, width)."""
-        if self.time_proj is not None:
-            return self.time_proj(t)
-        return sinusoid(
-            t,
-            dim=self.time_embedding.linear_1.in_features,
-            flip_sin_to_cos=self.config["flip_sin_to_cos"],
-            freq_shift=self.config["freq_shift"],
-        )

@@ -98,15 +98,32 @@ def test_only_the_weights_that_are_loaded_are_fetched(tmp_path):
             {f"unet/{name}.fp16.bin"},
         ),
         "me/shards": (configs | shards, {f"unet/{name}-00001-of-00002.bin"}),
+        "me/pickled": (configs | {f"unet/{name}.bin"}, {f"unet/{name}.safetensors"}),
+        "me/neither": (configs, {f"unet/{name}.bin", f"unet/{name}.fp16.safetensors"}),
+        "me/earlier": (
+            configs
+            | {
+                f"unet/{name}.safetensors.fp16.index.json",
+                f"unet/{name}-00001-of-00001.fp16.safetensors",
+            },
+            {f"unet/{name}-00001-of-00001.safetensors", f"unet/{name}.fp16.bin"},
+        ),
         "me/root": ({"config.json", f"{name}.safetensors"}, {f"{name}.bin"}),
+    }
+    options = {
+        "me/pickled": {"use_safetensors": False},
+        "me/neither": {"use_safetensors": True},
+        "me/earlier": {"variant": "fp16"},
     }
     program = f"""
 import json
 from ddpm_sa.model_folder import local_folder
 fetched = {{}}
-local_folder("me/mixed", "fp16")  # what lies in the cache of another variant is not it
+# What lies in the cache of another variant is not it.
+local_folder("me/mixed", {{"variant": "fp16"}})
+options = {options!r}
 for repo in {list(fetched_and_left)!r}:
-    folder = local_folder(repo)
+    folder = local_folder(repo, options.get(repo))
     files = (path for path in folder.rglob("*") if path.is_file())
     fetched[repo] = [path.relative_to(folder).as_posix() for path in files]
 folder = local_folder("me/configs", weights=False)
@@ -123,6 +140,53 @@ print(json.dumps(fetched))
     assert done.returncode == 0, done.stderr[-2000:]
     for repo, files in json.loads(done.stdout).items():
         assert set(files) == fetched_and_left[repo][0], repo
+
+
+def test_a_network_is_pushed_with_the_options_of_diffusers_and_opens_in_both(tmp_path):
+    """Also a download that was spoilt is fetched again, when that is asked for."""
+    program = f"""
+import json
+import torch
+from pathlib import Path
+from diffusers import UNet2DModel
+from huggingface_hub import HfApi
+from ddpm_sa import UNet
+from tests.support.reference import SMALL, randomise_
+unet = randomise_(UNet(**SMALL))
+told = []
+create_commit = HfApi.create_commit
+def commit(self, *arguments, **options):
+    told.append([options["commit_message"], options["create_pr"]])
+    return create_commit(self, *arguments, **options)
+HfApi.create_commit = commit
+pushed = {{"repo_id": "me/unet", "private": True, "token": "hf_none", "create_pr": False}}
+unet.save_pretrained({str(tmp_path / "me/unet")!r}, push_to_hub=True, variant="fp16",
+                     max_shard_size="20KB", commit_message="step 9", **pushed)
+unet.push_to_hub("me/unet", token="hf_none", commit_message="step 10")
+same = []
+def compare(network):
+    same.append(all(torch.equal(a, b) for a, b in zip(network.parameters(), unet.parameters())))
+for cls in (UNet2DModel, UNet):
+    compare(cls.from_pretrained("me/unet", variant="fp16"))
+    compare(cls.from_pretrained("me/unet"))
+cache = next(Path({str(tmp_path)!r}).glob("hub/*unet/blobs"))
+for blob in cache.iterdir():
+    if blob.stat().st_size > 10**5:
+        blob.write_bytes(blob.read_bytes()[:9])
+compare(UNet.from_pretrained("me/unet", force_download=True))
+print(json.dumps([told, same]))
+"""
+    with local_hub() as (address, repositories):
+        done = run(program, address, tmp_path)
+        files = repositories["me/unet"]
+    assert done.returncode == 0, done.stderr[-2000:]
+    told, same = json.loads(done.stdout)
+    assert told == [["step 9", False], ["step 10", False]]
+    assert same == [True] * 5
+    name = "diffusion_pytorch_model"
+    assert {"config.json", "README.md", f"{name}.safetensors"} < files.keys()
+    assert f"{name}.safetensors.index.fp16.json" in files
+    assert json.loads(files["config.json"])["_class_name"] == "UNet2DModel"
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -198,7 +262,7 @@ print(json.dumps(told))
     ("does", "says"),
     [
         ("Pipeline.from_pretrained(FOLDER).push_to_hub('me/digits')", "could not be pushed"),
-        ("Pipeline.from_pretrained('me/digits')", "Hub has no such repository, or it is private"),
+        ("Pipeline.from_pretrained('me/digits')", "the Hugging Face Hub cannot be reached"),
     ],
 )
 def test_a_hub_that_is_not_reached_is_told_in_words(does, says, folder, tmp_path):

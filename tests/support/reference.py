@@ -75,6 +75,15 @@ def twins(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> tuple[U
     return ours.to(dtype).eval(), theirs.to(dtype).eval()
 
 
+def assert_same_weights(network: nn.Module, expected: nn.Module) -> None:
+    """Names, their order, types, and every bit."""
+    weights, others = network.state_dict(), expected.state_dict()
+    assert list(weights) == list(others)
+    for name, weight in weights.items():
+        assert weight.dtype == others[name].dtype
+        assert torch.equal(weight, others[name]), name
+
+
 def scales_between(log_sigma: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """a and s at t; between two timesteps log(s/a) is linear, as in k-diffusion."""
     below = t.floor().long()

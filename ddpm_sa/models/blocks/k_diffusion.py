@@ -20,6 +20,7 @@ class KDownBlock2D(Block):
     """One level on the way down; the arguments are those of `levels.DownBlock2D`."""
 
     activated = False
+    gradient_checkpointing = False
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class KUpBlock2D(Block):
     """One level on the way up; the arguments are those of `levels.UpBlock2D`."""
 
     activated = False
+    gradient_checkpointing = False
 
     def __init__(
         self,

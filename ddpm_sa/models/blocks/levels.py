@@ -38,8 +38,13 @@ class Block(nn.Module):
 
     attentions: nn.ModuleList
     resnets: nn.ModuleList
-    gradient_checkpointing = False  # set by enable_gradient_checkpointing(), as is the function
+    # Set by enable_gradient_checkpointing(), as is the function. Tools look for this name, so only
+    # the block types that have it in diffusers do; those of NCSN++ override `_recomputes`.
+    gradient_checkpointing: bool
     _gradient_checkpointing_func: Callable[..., Tensor]
+
+    def _recomputes(self) -> bool:
+        return self.gradient_checkpointing
 
     def _layer(self, index: int, x: Tensor, temb: Tensor) -> Tensor:
         """Residual block and attention number `index`, in one checkpoint."""
@@ -51,7 +56,7 @@ class Block(nn.Module):
         return self._checkpointed(run, x, temb)
 
     def _checkpointed(self, run: Callable[..., Tensor], x: Tensor, temb: Tensor) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
+        if self._recomputes() and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(_Callable(run), x, temb)
         return run(x, temb)
 
@@ -118,6 +123,7 @@ class DownBlock2D(Block):
 
     resampling = "conv"
     reusable = True
+    gradient_checkpointing = False
 
     def __init__(
         self,
@@ -182,6 +188,8 @@ class ResnetDownsampleBlock2D(DownBlock2D):
 class UNetMidBlock2D(Block):
     """Residual block, attention (if any), residual block, at the lowest resolution."""
 
+    gradient_checkpointing = False
+
     def __init__(
         self, channels: int, *, spec: ResnetSpec, make_attention: MakeAttention | None
     ) -> None:
@@ -210,6 +218,7 @@ class UpBlock2D(Block):
 
     resampling = "conv"
     reusable = True
+    gradient_checkpointing = False
 
     def __init__(
         self,

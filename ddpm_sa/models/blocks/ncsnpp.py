@@ -22,7 +22,16 @@ SCALE = {"output_scale": math.sqrt(2)}  # sums of two branches keep their varian
 ATTENTION = {"groups": 32, **SCALE}
 
 
-class SkipDownBlock2D(Block):
+class SkipBlock(Block):
+    """What the levels have in common: UNet sets `recomputes` for gradient checkpointing."""
+
+    recomputes = False
+
+    def _recomputes(self) -> bool:
+        return self.recomputes
+
+
+class SkipDownBlock2D(SkipBlock):
     """One level on the way down; the arguments are those of `levels.DownBlock2D`.
 
     How it ends is fixed, so of downsample it matters only whether there is one.
@@ -71,7 +80,7 @@ class AttnSkipDownBlock2D(SkipDownBlock2D):
     attends = True
 
 
-class SkipUpBlock2D(Block):
+class SkipUpBlock2D(SkipBlock):
     """One level on the way up; the arguments are those of `levels.UpBlock2D`.
 
     Attention, if the block type has it, comes once, behind the last residual block.

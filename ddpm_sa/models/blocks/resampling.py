@@ -38,7 +38,8 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         # An exported graph has one way for all sizes.
-        if torch.compiler.is_exporting() or self._resizes_faster(x):
+        exporting = torch.compiler.is_exporting()
+        if exporting or self._resizes_faster(x) or not _is_plain(self.conv):
             return self.conv(double(x))
         kernel = doubling_kernel(self.conv.weight)
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
@@ -60,6 +61,16 @@ class Unweighted(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         return self.resample(x)
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    """Whether calling the layer is nn.Conv2d's forward alone, so that its weight says it all.
+
+    It is not with hooks, with which diffusers and accelerate move, cast and load weights, and not
+    after LoRA or a quantiser has replaced the layer.
+    """
+    hooked = conv._forward_pre_hooks or conv._forward_hooks or "forward" in conv.__dict__
+    return type(conv) is nn.Conv2d and not hooked
 
 
 def doubling_kernel(weight: Tensor) -> Tensor:

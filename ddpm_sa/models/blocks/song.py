@@ -29,6 +29,8 @@ class SongDownBlock2D(Block):
         halves: Whether the level begins by halving; the highest does not.
     """
 
+    gradient_checkpointing = False
+
     def __init__(
         self,
         in_channels: int,
@@ -72,6 +74,8 @@ class SongUpBlock2D(Block):
         attends: Whether attention follows the last of them.
         doubles: Whether the level begins by doubling; the lowest does not.
     """
+
+    gradient_checkpointing = False
 
     def __init__(
         self,
