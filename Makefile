@@ -25,7 +25,7 @@ setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,log,page,eval,export,dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[demo,log,page,eval,export,science,dev]'
 	$(BIN)/pip install --quiet --no-compile --no-deps --constraint constraints.txt $(BARE)
 	touch $@
 
@@ -63,7 +63,7 @@ test-oldest: .venv-oldest/installed
 .venv-oldest/installed: .venv/installed pyproject.toml
 	$(PYTHON) -m venv --clear .venv-oldest
 	$(BIN)/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
-		--editable '.[demo,log,page,eval,export,dev]'
+		--editable '.[demo,log,page,eval,export,science,dev]'
 	$(BIN)/uv pip install --quiet --python .venv-oldest/bin/python --no-deps $(BARE)
 	touch $@
 

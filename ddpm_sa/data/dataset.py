@@ -36,6 +36,7 @@ class Images:
         notes: Warnings about likely mistakes.
         splits: The splits of the source, or None if it has none.
         conditioner: Makes the images that each one is conditioned on, or None.
+        report: Further lines of `describe`.
     """
 
     length: int
@@ -50,6 +51,7 @@ class Images:
     notes: tuple[str, ...] = ()
     splits: Splits | None = None
     conditioner: Conditioner | None = None
+    report: tuple[str, ...] = ()
 
     @property
     def classes(self) -> list[str] | None:
@@ -168,6 +170,7 @@ class Images:
             lines.append(
                 f"condition   {condition}: {channels - self.format.channels} more channels"
             )
+        lines += self.report
         held_out = self.validation
         if (split := self.describe_split()) is not None:
             lines.append(f"split       {split}")

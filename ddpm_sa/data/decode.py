@@ -14,6 +14,7 @@ from ddpm_sa.data.arrays import (
     Header,
     RefusedError,
     check_bytes,
+    check_finite,
     inspect_array,
     inspect_npy,
     inspect_npz,
@@ -40,20 +41,25 @@ ORIENTATION, PHOTOMETRIC, BITS = 274, 262, 258
 WHITE_IS_ZERO = 0
 
 
-def inspect(image: BinaryIO | np.ndarray, channels: int | None) -> Encoded:
+def inspect(
+    image: BinaryIO | np.ndarray | Encoded, channels: int | None, nan: float | None = None
+) -> Encoded:
     """Read the header of an encoded image, or of an array.
 
     Args:
         image: A file at its start, which must stay open until the pixels are read; or one image as
-            an array, (H, W) or (H, W, C).
+            an array, (H, W) or (H, W, C); or one whose header has been read.
         channels: 1, 3 or 4 converts 8-bit pictures to so many channels; any other number must be
             the image's own; None keeps the image's channels.
+        nan: The value that replaces NaN; None refuses NaN.
 
     Raises:
         RefusedError: If it is not an image, is too large, or cannot be read without loss.
         Exception: Whatever the decoder raises for a broken file.
     """
-    if isinstance(image, np.ndarray):
+    if isinstance(image, Encoded):
+        encoded = image
+    elif isinstance(image, np.ndarray):
         encoded = inspect_array(image.shape, image.dtype, "an array", channels, lambda: image)
     else:
         encoded = _inspect_file(image, channels)
@@ -63,7 +69,7 @@ def inspect(image: BinaryIO | np.ndarray, channels: int | None) -> Encoded:
             f"is {header.kind} and has {header.channels} channels, data.channels is {channels}; "
             "only 8-bit pictures are converted, to 1, 3 or 4 channels"
         )
-    return encoded
+    return Encoded(header, lambda: check_finite(encoded.pixels(), nan))
 
 
 def _inspect_file(file: BinaryIO, channels: int | None) -> Encoded:

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from ddpm_sa.conditions.config import ConditionConfig
-from ddpm_sa.data.arrays import open_array
 from ddpm_sa.data.conditioning import ConditionDraw, Conditioner
 from ddpm_sa.data.config import DataConfig
+from ddpm_sa.data.containers.registry import split_member
+from ddpm_sa.data.containers.source import open_container, opens, require_no_stack_settings
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.data.labels import check_labels
 from ddpm_sa.data.prepare import prepare
@@ -34,6 +35,7 @@ def open_images(config: DataConfig, seed: int = 0) -> Images:
     Raises:
         ValueError: If anything is wrong with the images, naming the file or row.
     """
+    config = _name_member(config)
     images = _open_stream(config, seed) if config.streaming else _open_source(config)
     if config.validation is None:
         return images
@@ -46,6 +48,19 @@ def open_images(config: DataConfig, seed: int = 0) -> Images:
         skipped=images.skipped,
         validation=images.subset(held_out),
     )
+
+
+def _name_member(config: DataConfig) -> DataConfig:
+    """Turn data.source=FILE:NAME into FILE and data.dataset=NAME."""
+    place, member = split_member(config.source)
+    if member is None:
+        return config
+    require(
+        config.dataset is None,
+        f"data.source={config.source} and data.dataset={config.dataset} both name an array; give "
+        "one",
+    )
+    return replace(config, source=place, dataset=member)
 
 
 def split(length: int, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -75,10 +90,11 @@ def _open_validation(config: DataConfig, place: str, training: Images) -> Images
         validation=None,
         streaming=False,
         value_range=training.format.value_range,
+        clip=config.clips,
         num_classes=None,
     )
     known = training.splits.lengths if training.splits else {}
-    is_place = Path(place).expanduser().exists()
+    is_place = Path(split_member(place)[0]).expanduser().exists()
     is_split = place in known or (not is_place and names_table(config.source))
     if is_split and training.splits and place == training.splits.taken:
         raise UserError(
@@ -94,6 +110,8 @@ def _open_validation(config: DataConfig, place: str, training: Images) -> Images
                 "share, such as 0.02"
             )
         there = replace(there, source=place)
+        if split_member(place)[1] is not None:
+            there = _name_member(replace(there, dataset=None))
         if is_table(there):
             there = replace(there, labels=None)  # the CSV file is of the training folder's images
     else:
@@ -166,6 +184,7 @@ def _open_source(config: DataConfig, any_split: bool = False) -> Images:
         label_dropout=config.label_dropout > 0,
         skipped=prepared.skipped,
         notes=source.notes + prepared.notes,
+        report=source.report + prepared.report,
         splits=source.splits,
     )
 
@@ -182,20 +201,21 @@ def open_source(config: DataConfig, any_split: bool = False) -> Source:
         ValueError: If there is no such source, or it has no images or labels.
     """
     path = Path(config.source).expanduser()
-    is_array = path.suffix == ".npy" and path.is_file()
-    found = scan(path) if path.is_dir() else None
-    has_table = not is_array and is_table(config, found)
-    if config.labels is not None and (is_array or has_table):
+    is_stack = opens(path)
+    found = scan(path) if path.is_dir() and not is_stack else None
+    has_table = not is_stack and is_table(config, found)
+    if config.labels is not None and (is_stack or has_table):
         raise UserError(
             f"data.labels={config.labels} cannot be used with data.source={config.source}: a CSV "
             "file labels a folder of images, and a table has its labels in a column "
             "(data.label_column)"
         )
-    if not path.is_dir() and (is_array or path.suffix == ".parquet"):
+    if is_stack or (not path.is_dir() and path.suffix == ".parquet"):
         _require_no_split(config, any_split)
-    if is_array:
-        return open_array(path, config.class_conditional)
+    if is_stack:
+        return open_container(path, config)
     if has_table:
+        require_no_stack_settings(config)
         return open_table(config, any_split)
     if found is None:
         what = (
@@ -227,6 +247,7 @@ def _open_mnist5k(config: DataConfig, any_split: bool) -> Images:
             f"data.value_range={config.value_range} cannot be used with data.source=mnist5k, whose "
             "values 0 and 255 become -1 and 1; leave data.value_range out"
         )
+    require_no_stack_settings(config)
     images, labels = load_mnist5k()
     border = config.height_width[0] - images.shape[1]
     square = len(set(config.height_width)) == 1

@@ -1,34 +1,24 @@
-"""Scan a source, check its images, and cache them decoded if they fit."""
+"""Prepare the images of a source: scanned once, cached decoded if they fit, clipped if asked."""
 
-import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import PIL
 
-from ddpm_sa.data.arrays import Encoded, Header, RefusedError
-from ddpm_sa.data.cache import ARRAY, Writer, cache_folder, load_or_create
+from ddpm_sa.data.cache import cache_folder, load_or_create
 from ddpm_sa.data.config import DataConfig
-from ddpm_sa.data.decode import inspect
-from ddpm_sa.data.resize import resize, scale
+from ddpm_sa.data.scan import read_pixels, scan_images
 from ddpm_sa.data.sources.source import Source
-from ddpm_sa.data.value_range import check_range, full_range, resolve_value_range, update_extremes
-from ddpm_sa.errors import UserError
-from ddpm_sa.progress import ProgressBar
+from ddpm_sa.data.value_range import check_range, full_range, resolve_value_range
 
 LAYOUT = 1  # version of the cache folder's layout
-GIB = 2**30
-CHUNK = 256  # images decoded at once
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -42,6 +32,7 @@ class Prepared:
         read: Reads images by their indices, (B,) in 0 .. N - 1 -> (B, H, W, C).
         skipped: The names of images that cannot be read, each with the reason.
         notes: Warnings about likely mistakes.
+        report: Lines for the report of a run, such as how many values are clipped.
     """
 
     kept: np.ndarray
@@ -51,6 +42,7 @@ class Prepared:
     read: Callable[[np.ndarray], np.ndarray]
     skipped: tuple[str, ...]
     notes: tuple[str, ...]
+    report: tuple[str, ...]
 
 
 def prepare(source: Source, config: DataConfig) -> Prepared:
@@ -61,9 +53,11 @@ def prepare(source: Source, config: DataConfig) -> Prepared:
     """
     settings = [source.identity, LAYOUT, PIL.__version__, *config.height_width, config.fit]
     settings += [config.channels, config.on_error, config.memory, config.value_range is None]
+    if config.clips or config.nan is not None:
+        settings += [config.value_range if config.clips else None, config.nan]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     index, array = load_or_create(
-        cache_folder(config.cache_dir) / key, partial(_scan, source, config)
+        cache_folder(config.cache_dir) / key, partial(scan_images, source, config)
     )
     broken = {int(i): message for i, message in index["broken"].items()}
     kept = np.setdiff1d(np.arange(source.length), list(broken))
@@ -76,6 +70,7 @@ def prepare(source: Source, config: DataConfig) -> Prepared:
         read=_make_reader(source, config, index, value_range, kept, array),
         skipped=tuple(broken.values()),
         notes=tuple(_notes(config, index, value_range)),
+        report=_report(index, value_range),
     )
 
 
@@ -87,9 +82,11 @@ def _make_reader(
     kept: np.ndarray,
     array: np.ndarray | None,
 ) -> Callable[[np.ndarray], np.ndarray]:
+    clip = partial(_clip, value_range=value_range) if index.get("clipped") else _unchanged
     if array is not None:
-        return array.__getitem__ if len(kept) == len(array) else lambda i: array[kept[i]]
-    needs_check = value_range != full_range(index["dtype"])
+        all_kept = len(kept) == len(array)
+        return lambda i: clip(array[i] if all_kept else array[kept[i]])
+    needs_check = value_range != full_range(index["dtype"]) and not config.clips
     pool = ThreadPoolExecutor(config.num_workers)
 
     def read_one(i: int) -> np.ndarray:
@@ -98,139 +95,30 @@ def _make_reader(
             check_range(value_range, image.min(), image.max(), source.name(i))
         return image
 
-    return lambda i: np.stack(list(pool.map(read_one, kept[i].tolist())))
+    return lambda i: clip(np.stack(list(pool.map(read_one, kept[i].tolist()))))
 
 
-def _scan(source: Source, config: DataConfig, folder: Path) -> dict[str, Any]:
-    """Read all headers; decode all images if they are cached, checked or measured."""
-    broken: dict[int, str] = {}
-    read = partial(read_header, source, config.channels)
-    headers = dict(_process_images(read, range(source.length), config, broken, "reading headers"))
-    _require_any(config, headers, broken)
-    channels, dtype = _common_kind(source, headers)
-    size = config.height_width
-    shape = (source.length, *size, channels)
-    fits = np.prod(shape, dtype=float) * np.dtype(dtype).itemsize <= config.memory * GIB
-    needs_range = dtype == "float32" and config.value_range is None
-    extremes: dict[str, Any] = {}
-    checksum = None
-    with contextlib.ExitStack() as files:
-        writer = None
-        if fits:
-            writer = Writer(files.enter_context((folder / ARRAY).open("wb")), shape, dtype)
-        if fits or needs_range or config.on_error == "skip":
-            decode = partial(read_pixels, source, config, channels)
-            for i, image in _process_images(
-                decode, list(headers), config, broken, "decoding images"
-            ):
-                update_extremes(extremes, i, image)
-                if writer is not None:
-                    writer.write(i, image)
-        if writer is not None:
-            checksum = writer.finish()
-    _require_any(config, headers.keys() - broken.keys(), broken)
-    return {
-        "channels": channels,
-        "dtype": dtype,
-        "broken": broken,
-        "enlarged": sum(scale(h.size, size, config.fit) > 1 for h in headers.values()),
-        "extremes": extremes,
-        "checksum": checksum,
-    }
+def _clip(images: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    low, high = value_range
+    if images.dtype == np.float32:
+        return images.clip(np.float32(low), np.float32(high))
+    # The whole numbers within, which the type holds.
+    return images.clip(max(math.ceil(low), 0), min(math.floor(high), np.iinfo(images.dtype).max))
 
 
-def _require_any(config: DataConfig, readable: Collection[int], broken: dict[int, str]) -> None:
-    if not readable:
-        raise UserError(f"data.source={config.source} holds no image that can be read: {broken[0]}")
+def _unchanged(images: np.ndarray) -> np.ndarray:
+    return images
 
 
-def _process_images(
-    work: Callable[[int], Item],
-    indices: Sequence[int],
-    config: DataConfig,
-    broken: dict[int, str],
-    description: str,
-) -> Iterator[tuple[int, Item]]:
-    """Yield (i, work(i)), computed in threads; an error is raised or added to `broken`."""
-
-    def attempt(i: int) -> Item | UserError:
-        try:
-            return work(i)
-        except UserError as error:
-            return error
-
-    main = os.environ.get("RANK", "0") == "0"
-    progress = ProgressBar(description, "image", total=len(indices), shown=main, delay=2)
-    with progress, ThreadPoolExecutor(config.num_workers) as pool:
-        for start in range(0, len(indices), CHUNK):
-            chunk = indices[start : start + CHUNK]
-            for i, result in zip(chunk, pool.map(attempt, chunk), strict=True):
-                if not isinstance(result, UserError):
-                    yield i, result
-                elif config.on_error == "stop":
-                    raise result
-                else:
-                    broken[i] = str(result)
-            progress.update(len(chunk))
-
-
-def read_header(source: Source, channels: int | None, i: int) -> Header:
-    """Read the header of image i.
-
-    Raises:
-        ValueError: If it is refused or broken, naming it.
-    """
-    return _inspect_image(source, i, channels, lambda encoded: encoded.header)
-
-
-def read_pixels(source: Source, config: DataConfig, channels: int, i: int) -> np.ndarray:
-    """Decode and resize image i: (H, W, C).
-
-    Raises:
-        ValueError: If it is refused or broken, naming it.
-    """
-    size, fit = config.height_width, config.fit
-    return _inspect_image(source, i, channels, lambda encoded: resize(encoded.pixels(), size, fit))
-
-
-def _inspect_image(
-    source: Source, i: int, channels: int | None, use: Callable[[Encoded], Item]
-) -> Item:
-    """Open image i and return use(its encoded form); errors get its name."""
-    try:
-        with source.open(i) as image:
-            return use(inspect(image, channels))
-    except RefusedError as error:
-        raise UserError(f"{source.name(i)} {error}") from error
-    except MemoryError:  # the image may be sound
-        raise
-    except Exception as error:  # whatever a decoder raises for a broken file
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{source.name(i)} cannot be decoded: {reason}") from error
-
-
-def _common_kind(source: Source, headers: dict[int, Header]) -> tuple[int, str]:
-    """Return the number of channels and the dtype that all images share.
-
-    Raises:
-        ValueError: If images differ, naming one of each kind, or one must be converted.
-    """
-    first: dict[tuple[int, str], int] = {}
-    for i, header in headers.items():
-        if header.channels is None:
-            raise UserError(
-                f"{source.name(i)} is {header.kind}, neither grey nor RGB; set data.channels to 1, "
-                "3 (transparent pixels become white) or 4 (RGBA) to convert every image"
-            )
-        first.setdefault((header.channels, header.dtype), i)
-    if len(first) > 1:
-        (one, i), (other, j) = list(first.items())[:2]
-        raise UserError(
-            f"images of two kinds are mixed: {source.name(i)} has {one[0]} channels of {one[1]}, "
-            f"{source.name(j)} has {other[0]} of {other[1]}; set data.channels to 1, 3 or 4 to "
-            "convert 8-bit pictures, or keep the two kinds in separate folders"
-        )
-    return next(iter(first))
+def _report(index: dict[str, Any], value_range: tuple[float, float]) -> tuple[str, ...]:
+    if "clipped" not in index:
+        return ()
+    low, high = value_range
+    outside, total = index["clipped"]
+    return (
+        f"clipped     {outside:,} of {total:,} values ({outside / total:.2%}) to {low:g} .. "
+        f"{high:g}, the range that becomes -1 .. 1",
+    )
 
 
 def _notes(

@@ -13,7 +13,7 @@ import numpy as np
 
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.labels import check_num_classes
-from ddpm_sa.data.prepare import read_header, read_pixels
+from ddpm_sa.data.scan import read_header, read_pixels
 from ddpm_sa.data.sources.source import Source
 from ddpm_sa.data.sources.tables import Table, find_table, is_table, open_cell
 from ddpm_sa.data.value_range import check_range, full_range
@@ -56,7 +56,12 @@ class Stream:
                 f"{self.source.name(0)} is {first.kind}, neither grey nor RGB; set data.channels"
             )
         self.channels, self.dtype = first.channels, first.dtype
-        value_range = config.value_range or full_range(first.dtype)
+        if config.clips or config.nan is not None:
+            raise UserError(
+                "data.streaming reads no image in advance, and cannot count what data.clip, "
+                "percentiles or data.nan change; leave them out"
+            )
+        value_range = config.fixed_range or full_range(first.dtype)
         if value_range is None:
             raise UserError(
                 "data.streaming of float images needs data.value_range, since the images are not "

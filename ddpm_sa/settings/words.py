@@ -126,11 +126,10 @@ def typed_as(hint: Any) -> str | None:
 def _as_list(flag: str, values: list[str], hint: Any) -> str:
     """The value of a flag that takes a list, as the parser reads it."""
     others = [arm for arm in _arms(hint) if get_origin(arm) not in (list, tuple)]
-    null = values == ["null"] and NoneType in others
-    takes_one = len(values) == 1 and bool({*others} - {NoneType})
+    kind, null = _list_arm(hint), values == ["null"] and NoneType in others
+    takes_one = len(values) == 1 and bool({*others} - {NoneType}) and not _is_tuple(values[0], kind)
     if _in_brackets(values) or null or takes_one:
         return values[0]
-    kind = _list_arm(hint)
     if get_origin(kind) is tuple:
         return json.dumps(values[0].split(",") if len(values) == 1 else values)
     if not _holds_tuples(kind):
@@ -143,6 +142,11 @@ def _as_list(flag: str, values: list[str], hint: Any) -> str:
             f"{flag} {value}: each value is {length} numbers with commas, as in 12,16",
         )
     return json.dumps(items)
+
+
+def _is_tuple(value: str, kind: Any) -> bool:
+    """Whether one word is a tuple, as 12,16, where another type would take it too."""
+    return get_origin(kind) is tuple and value.count(",") == len(get_args(kind)) - 1
 
 
 def _list_arm(hint: Any) -> Any:

@@ -98,7 +98,7 @@ def read_run_data_config(model: str) -> DataConfig | None:
     for folder in (Path(model), *Path(model).parents[:2]):
         if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
             settings = yaml.safe_load((folder / "config.yaml").read_text())["data"]
-            if settings.get("value_range") is not None:
+            if isinstance(settings.get("value_range"), list):
                 settings["value_range"] = tuple(settings["value_range"])
             return DataConfig(**settings)
     return None

@@ -1,5 +1,6 @@
 """Every kind of input that docs/training.md says was tried, tried."""
 
+import gzip
 import json
 import re
 import struct
@@ -11,13 +12,18 @@ from io import BytesIO
 from pathlib import Path
 
 import datasets
+import h5py
+import nibabel
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+import pydicom
 import pytest
 import tifffile
 import yaml
+import zarr
+from astropy.io import fits
 from PIL import Image
 
 from ddpm_sa.data.load import open_images
@@ -238,6 +244,101 @@ def broken(folder: Path) -> Made:
     return None
 
 
+ZYX = {"axes": "ZYX"}
+PLANES = RANDOM.integers(0, 2**16, (3, 8, 8), dtype=np.uint16)
+
+
+def stack_tiff(folder: Path, array: np.ndarray = PLANES, **options) -> Made:
+    tifffile.imwrite(folder / "0.tif", array, photometric="minisblack", **options)
+    return array[0]
+
+
+def imagej(folder: Path) -> Made:
+    array = np.stack([PLANES, PLANES[::-1]], axis=1)  # ZCYX
+    stack_tiff(folder, array, imagej=True, metadata={"axes": "ZCYX"})
+    return np.moveaxis(array[0], 0, -1)
+
+
+def nifti(folder: Path, values: np.ndarray = HOUNSFIELD, name: str = "0.nii.gz") -> Made:
+    volume = np.stack([values.T, values.T * 0], axis=2)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / name)  # pyright: ignore
+    return values
+
+
+def dicom(folder: Path, interpretation: str = "MONOCHROME2", length: int | None = None) -> Made:
+    """A CT slice of two, with the intercept -1024."""
+    for i in range(2):
+        slice_ = pydicom.Dataset()
+        slice_.file_meta = pydicom.dataset.FileMetaDataset()
+        slice_.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        slice_.SOPClassUID = slice_.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+        slice_.SOPInstanceUID = slice_.file_meta.MediaStorageSOPInstanceUID = f"1.2.{i + 1}"
+        slice_.SeriesInstanceUID, slice_.InstanceNumber = "1.2.3", i
+        slice_.Rows, slice_.Columns, slice_.SamplesPerPixel = 8, 8 + 2 * i * bool(length), 1
+        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit = 16, 16, 15
+        slice_.PixelRepresentation = 0
+        slice_.PhotometricInterpretation = interpretation
+        slice_.RescaleSlope, slice_.RescaleIntercept = 1, -1024
+        pixels = np.full((8, slice_.Columns), i, np.uint16)
+        pixels[:, :8] = HOUNSFIELD + 1024
+        slice_.PixelData = pixels.tobytes()
+        slice_.save_as(folder / f"IM{i}", enforce_file_format=True)
+    return HOUNSFIELD
+
+
+def hdf5(folder: Path, label: str = "") -> Made:
+    with h5py.File(folder / "0.h5", "w") as file:
+        file["scan/raw"] = PLANES
+        file["scan/mask"] = PLANES > 9
+        for dimension, name in zip(file["scan/raw"].dims, label, strict=False):  # pyright: ignore
+            dimension.label = name
+    return PLANES[0]
+
+
+def zarr_folder(folder: Path, names: tuple[str, ...] | None = ("z", "y", "x")) -> Made:
+    zarr.create_array(folder / "0.zarr", data=PLANES, chunks=(1, 8, 8), dimension_names=names)
+    return PLANES[0]
+
+
+def zarr_without_chunk(folder: Path) -> Made:
+    zarr_folder(folder)
+    (folder / "0.zarr" / "c" / "1" / "0" / "0").unlink()
+    return None
+
+
+def fits_cube(folder: Path, meaning: str | None = "FREQ") -> Made:
+    hdu = fits.PrimaryHDU(PLANES)  # with BZERO 32768
+    if meaning:
+        hdu.header["CTYPE3"] = meaning
+    hdu.writeto(folder / "0.fits")
+    return PLANES[0]
+
+
+def npz_stack(folder: Path, save=np.savez) -> Made:
+    save(folder / "0.npz", raw=PLANES, mask=PLANES[..., 0])
+    return PLANES[0]
+
+
+def npy_stack(folder: Path, array: np.ndarray) -> Made:
+    np.save(folder / "0.npy", array)
+    return array[0]
+
+
+def science_beside_pictures(folder: Path) -> Made:
+    nifti(folder)
+    return picture(folder, RGB)
+
+
+def nifti_bomb(folder: Path) -> Made:
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape((30_000, 30_000, 9))
+    with gzip.open(folder / "0.nii.gz", "wb") as file:
+        header.write_to(file)
+        file.write(bytes(2**20))
+    return None
+
+
 INPUTS = {
     "grey PNG, 8 bits": lambda f: picture(f, RGB[..., 0]),
     "RGB PNG, 8 bits": lambda f: picture(f, RGB),
@@ -295,10 +396,40 @@ INPUTS = {
     ".npy bomb of 10⁶ x 10⁶": npy_bomb,
     "8 x 12 cut to 8 x 8": wide,
     "no images": lambda f: None,
+    "TIFF of 3 pages, 16 bits": stack_tiff,
+    "OME-TIFF, ZYX": lambda f: stack_tiff(f, ome=True, metadata=ZYX),
+    "TIFF stack, deflate": lambda f: stack_tiff(f, compression="zlib", metadata=ZYX),
+    "ImageJ stack, ZCYX": imagej,
+    "NIfTI, int16": nifti,
+    "NIfTI, uncompressed": lambda f: nifti(f, name="0.nii"),
+    "NIfTI, float32 with NaN": lambda f: nifti(f, np.full((8, 8), np.nan, np.float32)),
+    "NIfTI, complex": lambda f: nifti(f, np.ones((8, 8), np.complex64)),
+    ".nii.gz bomb of 30000 x 30000": nifti_bomb,
+    "DICOM series of CT": dicom,
+    "DICOM, MONOCHROME1": lambda f: dicom(f, "MONOCHROME1"),
+    "DICOM series of mixed sizes": lambda f: dicom(f, length=1),
+    "HDF5": lambda f: hdf5(f, "zyx"),
+    "HDF5 without labels": hdf5,
+    "Zarr": zarr_folder,
+    "Zarr without names": lambda f: zarr_folder(f, None),
+    "Zarr that lacks a chunk": zarr_without_chunk,
+    "FITS cube": fits_cube,
+    "FITS cube without CTYPE3": lambda f: fits_cube(f, None),
+    ".npz of a stack": npz_stack,
+    "compressed .npz of a stack": lambda f: npz_stack(f, np.savez_compressed),
+    ".npy stack, int32": lambda f: npy_stack(f, PLANES.astype(np.int32)),
+    ".npy stack, int32 beyond 2^24": lambda f: npy_stack(f, PLANES.astype(np.int32) << 12),
+    "NIfTI beside pictures": science_beside_pictures,
 }
 # Where the source is a file in the folder.
 FILES = {
     "one .npy of all images": "0.npy",
+    "HDF5": "0.h5:/scan/raw",
+    ".npz of a stack": "0.npz:raw",
+    "compressed .npz of a stack": "0.npz:raw",
+    ".npy stack, int32": "0.npy",
+    ".npy stack, int32 beyond 2^24": "0.npy",
+    "Zarr": "0.zarr",
     "parquet of PNG bytes": "images.parquet",
     "parquet, streamed": "images.parquet",
     "link to a folder": "images",

@@ -105,6 +105,7 @@ def flags_of(config: type) -> set[str]:
     ("name", "programs"),
     [
         ("training.md", ["training.config"]),
+        ("science.md", ["training.config", "sampling.sample"]),
         ("resuming.md", ["training.config", "sampling.sample"]),
         (
             "sampling.md",

@@ -14,6 +14,8 @@ from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from ddpm_sa.data.containers.registry import is_science, opener_of
+from ddpm_sa.data.containers.zarr import is_zarr
 from ddpm_sa.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -69,12 +71,15 @@ class Found:
         metadata: The files of rows about the images.
         again: Links that lead to what is found without them.
         parquet: Other .parquet files.
+        beside: Files of science, such as .nii, beside pictures; without pictures, they are the
+            images.
     """
 
     images: dict[str | None, list[ImageFile]] = field(default_factory=dict)
     metadata: list[MetadataFile] = field(default_factory=list)
     again: list[Path] = field(default_factory=list)
     parquet: list[Path] = field(default_factory=list)
+    beside: list[Path] = field(default_factory=list)
 
 
 class _Folder(NamedTuple):
@@ -105,6 +110,7 @@ def scan(root: Path) -> Found:
         ValueError: If a folder cannot be read, or what may be a link to a folder is broken.
     """
     found, links_to_images = Found(), []
+    science: dict[str | None, list[ImageFile]] = {}
     start = _Folder(str(root), os.path.realpath(root), None, None)
     folders, linked = deque([start]), deque[_Folder]()
     seen: set[tuple[str | None, str]] = set()
@@ -115,7 +121,10 @@ def scan(root: Path) -> Found:
             continue
         seen.add((folder.split, folder.real))
         for entry in _entries(folder.path):
-            if _is_folder(entry):
+            if _holds_stack(entry):
+                stack = ImageFile(Path(entry.path), folder.folder_class)
+                science.setdefault(folder.split, []).append(stack)
+            elif _is_folder(entry):
                 inner = folder.enter(entry)
                 if not entry.is_symlink():
                     folders.append(inner)
@@ -142,6 +151,10 @@ def scan(root: Path) -> Found:
         else:
             seen.add((split, real))
             found.images.setdefault(split, []).append(image)
+    if found.images:
+        found.beside.extend(stack.path for stacks in science.values() for stack in stacks)
+    else:
+        found.images.update(science)
     for images in found.images.values():
         images.sort(key=attrgetter("path"))
     return found
@@ -171,6 +184,16 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     if not _is_image(entry.name) and mimetypes.guess_type(entry.name)[0] is None:
         raise UserError(f"{entry.path} {broken_link(entry.path)}; remove or restore it")
     return False
+
+
+def _holds_stack(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a file of science, by its suffix or, without one, as DICOM."""
+    path = Path(entry.path)
+    if is_science(entry.name):
+        return path.is_file() or is_zarr(path)
+    # The names of DICOM files may be numbers with dots.
+    nameless = not path.suffix or path.suffix[1:].isdecimal()
+    return nameless and path.is_file() and opener_of(path) is not None
 
 
 def _is_image(name: str) -> bool:

@@ -11,6 +11,8 @@ import numpy as np
 
 from ddpm_sa.data.arrays import RefusedError
 from ddpm_sa.data.config import DataConfig
+from ddpm_sa.data.containers.registry import SCIENCE
+from ddpm_sa.data.containers.source import expand_stacks
 from ddpm_sa.data.labels import encode_labels, from_csv
 from ddpm_sa.data.sources.folders import (
     SPLIT_KEYWORDS,
@@ -62,7 +64,10 @@ def open_image_folder(
     Raises:
         ValueError: If it has no images, or no such split or labels.
     """
-    require(bool(found.images), f"data.source={folder} holds no image ({' '.join(SUFFIXES)})")
+    require(
+        bool(found.images),
+        f"data.source={folder} holds no image ({' '.join((*SUFFIXES, *SCIENCE))})",
+    )
     taken = _take(folder, found, config.split, any_split)
     paths, labels, notes = [image.path for image in taken.images], NO_LABELS, []
     about = [str(file.path) for file in found.metadata if any(map(file.is_about, paths))]
@@ -73,7 +78,7 @@ def open_image_folder(
         paths, labels, notes = _apply_metadata(found, taken, config)
     elif config.class_conditional:
         labels = _folder_labels(taken)
-    return Source(
+    source = Source(
         length=len(paths),
         open=lambda i: _open(paths[i]),
         name=lambda i: str(paths[i]),
@@ -83,6 +88,7 @@ def open_image_folder(
         splits=taken.splits,
         notes=(*_notes(folder, found, taken), *notes),
     )
+    return expand_stacks(source, paths, config)
 
 
 def _take(folder: Path, found: Found, wanted: str, any_split: bool) -> _Taken:
@@ -157,6 +163,11 @@ def _notes(folder: Path, found: Found, taken: _Taken) -> Iterator[str]:
         yield (
             f"{len(taken.outside)} images are in no split and are left out, such as "
             f"{taken.outside[0].path}"
+        )
+    if found.beside:
+        yield (
+            f"{len(found.beside)} files of science are not read beside pictures, such as "
+            f"{found.beside[0]}; put them into a folder of their own"
         )
     if found.again:
         yield (

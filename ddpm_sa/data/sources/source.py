@@ -10,11 +10,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ddpm_sa.data.arrays import Encoded
 from ddpm_sa.errors import UserError
 
 SOURCES = (
     "name a folder of images or of .parquet files, a folder that save_to_disk wrote, a .parquet "
-    "file, a .npy file, mnist5k, or a data set of the Hub (OWNER/NAME)"
+    "file, a stack (.npy, .npz, TIFF, NIfTI, DICOM, HDF5, Zarr, FITS), mnist5k, or a data set of "
+    "the Hub (OWNER/NAME)"
 )
 DEFAULT_SPLIT = "train"
 
@@ -52,23 +54,26 @@ class Source:
 
     Attributes:
         length: Number of images.
-        open: Opens image i, as an encoded file or an array, in a context manager.
+        open: Opens image i, as an encoded file, an array, or one whose header has been read, in a
+            context manager.
         name: Returns the name of image i, for error messages.
         identity: A string that changes if the images may have changed.
         labels: (length,) int64, or None without labels.
         classes: Names of the labels 0, 1, ..., or None.
         splits: The splits of the source, or None if it has none.
         notes: Warnings about likely mistakes.
+        report: Lines for the report of a run, such as what the axes of a stack are.
     """
 
     length: int
-    open: Callable[[int], AbstractContextManager[BinaryIO | np.ndarray]]
+    open: Callable[[int], AbstractContextManager[BinaryIO | np.ndarray | Encoded]]
     name: Callable[[int], str]
     identity: str
     labels: np.ndarray | None = None
     classes: list[str] | None = None
     splits: Splits | None = None
     notes: tuple[str, ...] = ()
+    report: tuple[str, ...] = ()
 
 
 def choose_split(
