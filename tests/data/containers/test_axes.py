@@ -1,5 +1,7 @@
 """Y and X are the image, C and S its channels, every other axis counts images."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -127,3 +129,22 @@ def test_nan_is_refused_or_replaced(tmp_path) -> None:
     np.save(tmp_path / "stack.npy", array)
     with pytest.raises(ValueError, match="not finite"):
         opened(tmp_path / "stack.npy", nan=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("nibabel", "a.nii"),
+        ("pydicom", "a.dcm"),
+        ("h5py", "a.h5"),
+        ("zarr", "a.zarr"),
+        ("astropy.io", "a.fits"),
+        ("tifffile", "a.tif"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_extra(package, name, monkeypatch, tmp_path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    message = rf"{name} is a.* needs the package {package}.*: pip install 'ddpm_sa\[science\]'"
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path / name)

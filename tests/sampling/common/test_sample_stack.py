@@ -1,15 +1,20 @@
 """Samples as one stack: the library of each format reads the values that were sampled."""
 
+import sys
+
 import nibabel
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from ddpm_sa.data.load import open_images
 from ddpm_sa.image_format import ImageFormat, to_tensor
 from ddpm_sa.pipeline import Batch
 from sampling.common.sample_folder import save_images
-from sampling.common.sample_stack import FILES, save_stack
+from sampling.common.sample_stack import FILES, require_writer, save_stack
+from sampling.sample import main
+from tests.support.runs import arguments, run_here
 from training.config import DataConfig
 
 
@@ -45,3 +50,28 @@ def test_values_come_back_in_the_units_that_went_in(
     config = DataConfig(source=str(path), size="6x5", value_range=(low, high))
     images = open_images(config)
     np.testing.assert_array_equal(images.read(np.arange(4)), other)
+
+
+def test_a_16_bit_stack_in_gives_16_bit_samples_out(run_main, tmp_path) -> None:
+    stack = np.random.default_rng(0).integers(100, 4096, (8, 8, 8), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "cells.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    settings = {"steps": 1, "batch_size": 4, "data__value_range": "[100, 4095]"}
+    run_here(arguments(tmp_path / "cells.tif", tmp_path / "run", **settings))
+    words = ["--model", tmp_path / "run" / "model", "--num_images", "3", "--steps", "2"]
+    words += ["--format", "tiff", "--output_dir", tmp_path / "out"]
+    code, _, problem = run_main(main, *words)
+    assert code == 0, problem
+    with tifffile.TiffFile(tmp_path / "out" / "images.tif") as file:
+        assert file.series[0].axes == "ZYX"
+        sampled = file.series[0].asarray()
+    alone = [np.asarray(Image.open(tmp_path / "out" / f"{i:06d}.png")) for i in range(3)]
+    np.testing.assert_array_equal(sampled, np.stack(alone))
+    assert sampled.dtype == np.uint16
+    assert sampled.min() >= 100
+    assert sampled.max() <= 4095
+
+
+def test_a_missing_writer_is_named_before_anything_is_sampled(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "nibabel", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"nifti needs the package nibabel: pip install 'ddpm_sa"):
+        require_writer("nifti")
