@@ -4,6 +4,7 @@ The survey reads headers (and values, to find empty images), once: its result is
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ def survey(paths: Sequence[Path], config: DataConfig, whole: bool = False) -> Su
         whole: Whether a file of any kind is a stack, such as a .npy that is the source itself.
     """
     settings = [LAYOUT, fingerprint_files(_all_files(paths)), whole, config.axes, config.slices]
-    settings += [config.drop_empty, config.dataset, config.channels]
+    settings += [config.drop_empty, config.dataset, config.channels, _installed()]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     index, _ = load_or_create(
         cache_folder(config.cache_dir) / f"survey-{key}", lambda _: _look(paths, config, whole)
@@ -110,6 +111,18 @@ def opened(path: Path, member: str | None, version: str) -> Stack:
 def version_of(path: Path) -> str:
     """A string that changes if the file may have changed."""
     return fingerprint_files([path])
+
+
+def _installed() -> list[str]:
+    """The readers and decoders that are installed: another one may read what was refused."""
+    wanted = "tifffile nibabel pydicom h5py zarr astropy pillow pylibjpeg gdcm pyjpegls imagecodecs"
+    found = importlib.metadata.distributions()
+    names = {(d.metadata["Name"] or "").lower(): d.version for d in found}
+    return [
+        f"{name} {version}"
+        for name, version in sorted(names.items())
+        if name.startswith(tuple(wanted.split()))
+    ]
 
 
 def _all_files(paths: Sequence[Path]) -> list[Path]:
