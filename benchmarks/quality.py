@@ -4,12 +4,12 @@
 
 Both train a network of the same size on the same 5,000 digits for the same minutes, in turns of a
 few seconds on the whole processor. Ours is training/configs/mnist.yaml; theirs is the script as
-benchmarks/transcribed.py has it, at the best of three learning rates and of two ways to make the
-DDIM steps: what ends with the least distance of fewer samples. The averaged weights of moments on
-the way are kept, and make images by 50 DDIM steps from the same noise when all training is over, so
-that only training needs a quiet machine. Their distance to real digits is Fréchet's, in features of
-a classifier that is trained here (benchmarks/judge.py) and has not seen those digits. Prints a
-table, draws quality.png and writes quality.json.
+benchmarks/trainers/transcribed.py has it, at the best of three learning rates and of two ways to
+make the DDIM steps: what ends with the least distance of fewer samples. The averaged weights of
+moments on the way are kept, and make images by 50 DDIM steps from the same noise when all training
+is over, so that only training needs a quiet machine. Their distance to real digits is Fréchet's, in
+features of a classifier that is trained here (benchmarks/judge.py) and has not seen those digits.
+Prints a table, draws quality.png and writes quality.json.
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.judge import FEATURES, moments, train_judge
-from benchmarks.ours import RECIPE, our_config, our_pipeline, our_run
-from benchmarks.transcribed import their_pipeline, theirs
-from benchmarks.turns import Start, train_in_turns
+from benchmarks.trainers.ours import RECIPE, our_config, our_pipeline, our_run
+from benchmarks.trainers.transcribed import their_pipeline, theirs
+from benchmarks.trainers.turns import Start, train_in_turns
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.dataset import use_one_core

@@ -39,8 +39,8 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from benchmarks.judge import FEATURES, moments, train_classifier, train_judge
-from benchmarks.ours import RECIPE, our_config, our_pipeline, our_run
-from benchmarks.transcribed import Run, Weights
+from benchmarks.trainers.ours import RECIPE, our_config, our_pipeline, our_run
+from benchmarks.trainers.transcribed import Run, Weights
 from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.config import DataConfig
 from ddpm_sa.data.load import open_images

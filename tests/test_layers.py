@@ -21,7 +21,7 @@ FLOORS = [
     {"conditions.config"},
     {"randomness", "image_format", "cli", "distributed", "condition", "memory"},
     {"files.folder_lock", "conditions.given"},
-    {"models.blocks.resampling"},
+    {"models.blocks.resampling", "models.normalization"},
     {
         "models.attention",
         "models.embedding",

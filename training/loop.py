@@ -21,7 +21,6 @@ from ddpm_sa.errors import UserError
 from training.config import OptimConfig, TrainConfig
 from training.distributed.fsdp import full_tensor
 from training.draws import Draw, Draws, Layout, seed_dropout
-from training.network import memory_format
 
 Loss = Callable[[nn.Module, "MicroBatch"], Tensor]
 
@@ -43,13 +42,9 @@ class MicroBatch:
     condition: Condition
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """Move everything but t to a device, in its fastest memory format."""
-        order = memory_format(device)
+        """Move everything but t to a device."""
         return MicroBatch(
-            self.x_0.to(device).contiguous(memory_format=order),
-            self.eps.to(device).contiguous(memory_format=order),
-            self.t,
-            self.condition.to(device),
+            self.x_0.to(device), self.eps.to(device), self.t, self.condition.to(device)
         )
 
 

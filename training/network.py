@@ -10,6 +10,7 @@ from torch import nn
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.errors import UserError
 from ddpm_sa.image_format import ImageFormat, padded_size
+from ddpm_sa.models.normalization import keeps_channels_last
 from ddpm_sa.models.presets import block_types, preset
 from ddpm_sa.models.sizing import AUTO, unet_for_size
 from ddpm_sa.models.unet import UNet
@@ -47,13 +48,17 @@ def build_network(
     return network.train()
 
 
-def memory_format(device: torch.device) -> torch.memory_format:
-    """The fastest memory format of images on a device.
+def memory_format(device: torch.device, compiled: bool) -> torch.memory_format:
+    """The memory format of a network for training on a device.
 
-    Tensor cores prefer channels_last. On a CPU torch's GroupNorm is several times slower in it,
-    and less accurate: it computes E[x²] - E[x]² for the variance (benchmarks/network.py).
+    Convolutions in half precision are fastest in channels_last, but not if GroupNorm returns
+    contiguous images that the next convolution has to reorder: the network is in channels_last on
+    devices whose GroupNorm keeps it, and where it is compiled, since a compiler makes kernels of
+    its own. On a CPU torch's GroupNorm is several times slower in channels_last, and less accurate:
+    it computes E[x²] - E[x]² for the variance (benchmarks/network.py).
     """
-    return torch.contiguous_format if device.type == "cpu" else torch.channels_last
+    fast = compiled or (device.type != "cpu" and keeps_channels_last(device))
+    return torch.channels_last if fast else torch.contiguous_format
 
 
 def height_and_width(sample_size: int | Sequence[int]) -> tuple[int, int]:

@@ -75,7 +75,8 @@ def prepare(
         # Evaluation mode, since otherwise accelerate would replicate the network with DDP.
         prepared = accelerator.prepare_model(network, evaluation_mode=True)
         return prepared, accelerator.prepare_optimizer(make_optimizer(network, config.optim))
-    network.to(memory_format=memory_format(accelerator.device))  # pyright: ignore[reportCallIssue]
+    order = memory_format(accelerator.device, config.compile)
+    network.to(memory_format=order)  # pyright: ignore[reportCallIssue]
     if config.compile:
         network.compile(dynamic=False)
     return accelerator.prepare(network, make_optimizer(network, config.optim))

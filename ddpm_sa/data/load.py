@@ -242,7 +242,7 @@ def _open_mnist5k(config: DataConfig, any_split: bool) -> Images:
             f"data.labels={config.labels} cannot be used with data.source=mnist5k, which has its "
             "own labels; leave data.labels out"
         )
-    if config.value_range is not None:
+    if config.value_range not in (None, (0, 255)):
         raise UserError(
             f"data.value_range={config.value_range} cannot be used with data.source=mnist5k, whose "
             "values 0 and 255 become -1 and 1; leave data.value_range out"

@@ -4,6 +4,7 @@ Every layer here calls `self.attend(q, k, v, scale=..., grid=...)`, a plain attr
 maps, replacing them and computing them faster all work by assigning another callable to it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self
 
@@ -13,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ddpm_sa.errors import UserError
+from ddpm_sa.models.normalization import group_norm, stays_in_bfloat16
 
 
 class Attend(Protocol):
@@ -167,13 +169,21 @@ class PixelAttention(SelfAttention):
         normed = x if self.group_norm is None else self.group_norm(x)
         tokens = rearrange(normed, "b c h w -> b (h w) c")
         q, k, v = (
-            rearrange(project(tokens), "b n (heads d) -> b heads n d", heads=self.heads)
-            for project in (self.to_q, self.to_k, self.to_v)
+            rearrange(projected, "b n (heads d) -> b heads n d", heads=self.heads)
+            for projected in self._project(tokens)
         )
         mixed = self.attend(q, k, v, scale=q.shape[-1] ** -0.5, grid=grid)
         out = self.to_out[0](rearrange(mixed, "b heads n d -> b n (heads d)"))
         out = rearrange(out, "b (h w) c -> b c h w", h=grid[0])
         return divided(x + out, self.output_scale)
+
+    def _project(self, tokens: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values of tokens: (B, N, C) -> three of (B, N, heads · d)."""
+        layers = (self.to_q, self.to_k, self.to_v)
+        # A layer that is no plain Linear, such as an adapter, computes more than its weight says.
+        if stays_in_bfloat16(tokens) and all(type(layer) is nn.Linear for layer in layers):
+            return project_at_once(tokens, layers)
+        return [project(tokens) for project in layers]
 
 
 class SAGANAttention(SelfAttention):
@@ -224,15 +234,19 @@ ATTENTION_KINDS: dict[str, type[SelfAttention]] = {
 """The values of `UNet`'s attention_kind."""
 
 
-def group_norm(groups: int, channels: int, eps: float) -> nn.GroupNorm:
-    """A GroupNorm of so many groups.
+def project_at_once(tokens: Tensor, layers: Sequence[nn.Linear]) -> Sequence[Tensor]:
+    """The outputs of layers of one width, by one product that reads the tokens once.
 
-    Raises:
-        UserError: If the groups do not divide the channels.
+    Args:
+        tokens: (B, N, C).
+        layers: From C to D features each, with biases.
+
+    Returns:
+        As many views of (B, N, D) as there are layers.
     """
-    if groups < 1 or channels % groups:
-        raise UserError(f"{groups} groups of GroupNorm do not divide {channels} channels")
-    return nn.GroupNorm(groups, channels, eps)
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers])
+    return F.linear(tokens.contiguous(), weight, bias).chunk(len(layers), dim=-1)
 
 
 def divided(x: Tensor, scale: float) -> Tensor:

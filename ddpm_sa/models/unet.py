@@ -31,6 +31,7 @@ from ddpm_sa.models.blocks.types import DOWN_BLOCKS, UP_BLOCKS, block_type
 from ddpm_sa.models.config import check_config, not_in_diffusers
 from ddpm_sa.models.embedding import TimestepEmbedding, class_embedding, time_projection
 from ddpm_sa.models.network import Network, UNetOutput
+from ddpm_sa.models.normalization import GroupNorm
 
 
 class UNet(Network):
@@ -196,7 +197,7 @@ class UNet(Network):
         self.mid_block = mid_block
 
         groups = norm_num_groups or default_groups(channels[0])
-        self.conv_norm_out = nn.GroupNorm(groups, channels[0], norm_eps)
+        self.conv_norm_out = GroupNorm(groups, channels[0], norm_eps)
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
 

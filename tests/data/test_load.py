@@ -284,3 +284,11 @@ def test_prefetched_keeps_the_order_and_passes_errors_on():
     assert next(ahead) == 1
     with pytest.raises(ZeroDivisionError):
         next(ahead)
+
+
+def test_mnist5k_may_be_given_the_value_range_that_it_has():
+    """Evaluation opens the data of a model with the range of the model's images."""
+    images = open_images(DataConfig(source="mnist5k", value_range=(0, 255), size=32))
+    assert images.format.value_range == (0, 255)
+    with pytest.raises(ValueError, match=r"value_range=\(0, 100\) cannot be used"):
+        open_images(DataConfig(source="mnist5k", value_range=(0, 100), size=32))

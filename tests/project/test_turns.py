@@ -4,7 +4,7 @@ from itertools import groupby
 
 import pytest
 
-from benchmarks.turns import TURN, train_in_turns
+from benchmarks.trainers.turns import TURN, train_in_turns
 
 
 class Clock:
@@ -28,7 +28,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("benchmarks.turns.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("benchmarks.trainers.turns.perf_counter", lambda: clock.now)
     return clock
 
 

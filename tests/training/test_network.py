@@ -1,10 +1,11 @@
 import numpy as np
+import pytest
 import torch
 
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.image_format import ImageFormat
 from training.config import ModelConfig
-from training.network import build_network
+from training.network import build_network, memory_format
 from training.reporting.startup import attention_places
 
 TINY = ModelConfig(preset="tiny")
@@ -47,3 +48,19 @@ def test_a_network_without_attention_has_no_places():
     unet = {"add_attention": False}
     config = ModelConfig(preset="tiny", attention_resolutions=[], unet=unet)
     assert attention_places(build_network(config, images(), 0)) == {}
+
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+def test_a_network_is_in_channels_last_where_its_kernels_keep_it(monkeypatch):
+    """The meta device stands for an accelerator whose GroupNorm returns contiguous images."""
+    assert memory_format(META, compiled=False) == torch.contiguous_format
+    monkeypatch.setattr("training.network.keeps_channels_last", lambda device: True)
+    assert memory_format(META, compiled=False) == torch.channels_last
+    assert memory_format(CPU, compiled=False) == torch.contiguous_format  # slower there
+
+
+@pytest.mark.parametrize("device", [CPU, META])
+def test_a_compiled_network_is_in_channels_last(device):
+    assert memory_format(device, compiled=True) == torch.channels_last

@@ -108,7 +108,7 @@ def forecast(
         network = build() if saved is None else UNet(**saved)
         if config.model.gradient_checkpointing:
             network.enable_gradient_checkpointing()
-        if half and device.type == "cuda":
+        if config.mixed_precision == "fp16" and device.type == "cuda":
             _normalise_in_float32(network)
         network.train()
         parameters = list(network.parameters())

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_sa.models.attention import group_norm
 from ddpm_sa.models.blocks.levels import Block, Levels, MakeAttention, down_widths, up_widths
 from ddpm_sa.models.blocks.resampling import fir_double, fir_halve
 from ddpm_sa.models.blocks.resnet import ResnetBlock, ResnetSpec, default_groups
+from ddpm_sa.models.normalization import group_norm
 
 IMAGE_CHANNELS = 3  # fixed in diffusers
 SCALE = {"output_scale": math.sqrt(2)}  # sums of two branches keep their variance

@@ -49,7 +49,7 @@ class Upsample(nn.Module):
         # Building the fused 4 x 4 kernel pays off only above about 500 pixels. On an H100 it was
         # slower than resizing and convolving in bfloat16, and faster in float32.
         few = x.shape[0] * x.shape[2] * x.shape[3] < 512
-        return few or (x.is_cuda and x.dtype != torch.float32)
+        return few or (x.device.type != "cpu" and x.dtype != torch.float32)
 
 
 class Unweighted(nn.Module):

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_sa.models.attention import divided, group_norm
+from ddpm_sa.models.attention import divided
+from ddpm_sa.models.normalization import group_norm, normalize
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
@@ -115,7 +115,7 @@ class AdaGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         scale, shift = self.linear(temb)[:, :, None, None].chunk(2, dim=1)
-        return F.group_norm(x, self.groups, eps=self.eps) * (1 + scale) + shift
+        return normalize(x, self.groups, self.eps) * (1 + scale) + shift
 
 
 class AdaResnetBlock(nn.Module):

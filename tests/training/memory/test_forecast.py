@@ -89,9 +89,9 @@ def test_every_setting_that_saves_memory_is_told_to() -> None:
     assert forecast_of(CONFIG, micro=32).activations < 0.6 * whole
 
 
-def test_gpu_normalises_in_float32_and_keeps_images_elsewhere() -> None:
+def test_gpu_normalises_float16_in_float32_and_keeps_images_elsewhere() -> None:
     """CUDA's autocast does, the CPU's does not (test_gpu.py has the real one)."""
-    halved = replace(CONFIG, mixed_precision="bf16")
+    halved = replace(CONFIG, mixed_precision="fp16")
     gpu = torch.device("cuda")
     cpus, gpus, whole = (
         forecast_of(config, micro=64, device=device)
@@ -99,6 +99,12 @@ def test_gpu_normalises_in_float32_and_keeps_images_elsewhere() -> None:
     )
     assert 1.2 * cpus.activations < gpus.activations < 1.2 * whole.activations
     assert (cpus.images > 0, gpus.images) == (True, 0)
+
+
+def test_gpu_normalises_bfloat16_as_it_is() -> None:
+    halved = replace(CONFIG, mixed_precision="bf16")
+    cpus, gpus = (forecast_of(halved, device=device) for device in (CPU, torch.device("cuda")))
+    assert gpus.activations == cpus.activations
 
 
 def test_sharded_network_is_a_part_and_a_full_average() -> None:

@@ -6,7 +6,7 @@ from functools import partial
 
 from accelerate.state import AcceleratorState
 
-from benchmarks.transcribed import Run, Weights, copied
+from benchmarks.trainers.transcribed import Run, Weights, copied
 from ddpm_sa import Pipeline
 from ddpm_sa.cli import parse
 from ddpm_sa.data.load import open_images

@@ -10,7 +10,7 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks.transcribed import Run, Weights
+from benchmarks.trainers.transcribed import Run, Weights
 
 Start = Callable[[int], Run]
 """Starts a training of the given number of updates."""

@@ -1,0 +1,1 @@
+"""Trainings that benchmarks compare, and how they take turns."""
