@@ -26,6 +26,7 @@ from ddpm_sa.data.config import HeldOut
 from ddpm_sa.data.dataset import Images
 from ddpm_sa.distributed import join, leave
 from ddpm_sa.errors import UserError, advise_out_of_memory
+from ddpm_sa.memory.allocator import keep_freed_memory
 from ddpm_sa.metrics.features import open_features
 from ddpm_sa.samplers.method import Method
 from ddpm_sa.settings.ranges import Count, Index, Several
@@ -117,6 +118,7 @@ class Settings(SamplerSettings):
 @advise_out_of_memory(SMALLER_BATCH)
 def main() -> None:
     settings = parse(Settings)
+    keep_freed_memory()
     state = join()
     require_matplotlib()
     with hold_output_folder(settings.output_dir, shared=True):
