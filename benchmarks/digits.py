@@ -52,7 +52,7 @@ def main() -> None:
             f"the classifier reads 1 x 32 x 32 digits; {settings.model} makes "
             f"{pipeline.image_format}"
         )
-    method = settings.method(pipeline)
+    method = settings.make_method(pipeline)
     batches = pipeline.batches(range(settings.num_images), method, settings.seed, batch_size=64)
     digits = torch.cat([batch.images for batch in batches])
     judge, real, labels = train_judge(settings.epochs)

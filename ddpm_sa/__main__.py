@@ -22,6 +22,7 @@ PROGRAMS = {
     "train": ("training.train", "train a network on images"),
     "sample": ("sampling.sample", "sample images from a model"),
     "edit": ("sampling.edit", "edit images, mix them, or fill in parts of them"),
+    "restore": ("sampling.restore", "restore images from measurements: several possible ones"),
     "evaluate": ("sampling.evaluate", "compare samples with data: FID and other measures"),
     "attention": ("sampling.attention", "draw where pixels look while an image is made"),
     "ablation": ("sampling.ablation", "measure what each attention layer is worth"),

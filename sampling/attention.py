@@ -74,7 +74,7 @@ class Settings(SamplerSettings):
         Raises:
             ValueError: If this pipeline cannot sample this way.
         """
-        method = self.method(pipeline)
+        method = self.make_method(pipeline)
         return SampleSpec(
             seed=self.seed,
             index=self.index,

@@ -8,10 +8,8 @@ the edit.
 """
 
 import dataclasses
-import json
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +24,6 @@ from ddpm_sa.cli import parse, run_program
 from ddpm_sa.data.resize import Fit
 from ddpm_sa.editing.editor import Editor
 from ddpm_sa.errors import UserError
-from ddpm_sa.files.atomic_files import write_atomically
-from ddpm_sa.files.folder_lock import LOCK
 from ddpm_sa.image_format import image_grid, visible
 from ddpm_sa.pipeline import Batch
 from ddpm_sa.progress import show_progress
@@ -36,6 +32,7 @@ from sampling.common.device import resolve_device
 from sampling.common.image_files import read_images, read_mask
 from sampling.common.model_loading import describe_environment, model_identity
 from sampling.common.output_folder import hold_output_folder
+from sampling.common.replaced_folder import ReplacedFolder
 from sampling.common.sample_folder import GRID, image_path, save_images, save_picture
 from sampling.common.sampler_settings import SamplerSettings
 
@@ -140,21 +137,15 @@ def edit(settings: Settings) -> None:
     }
     pipeline.to(device)
     show_progress(pipeline, settings.edit)
-    method = settings.method(pipeline)
+    method = settings.make_method(pipeline)
     editor = Editor(pipeline=pipeline, method=method, seed=settings.seed)
     edited = edit_images(editor, settings, given, mask)
 
     folder, indices = Path(settings.output_dir), list(range(len(edited)))
     names = [image_path(folder, index, image_format).name for index in indices]
-    earlier = check_earlier_edit(folder, names)
-    # While images are written the record names both edits' images: if this is interrupted, the next
-    # edit can replace them all.
-    write_record(folder, record, sorted({*names, *earlier}))
-    save_images(folder, Batch(indices, edited), image_format)
-    save_picture(image_grid(visible(torch.cat([given, edited]))), folder / GRID)
-    for name in {*earlier} - {*names}:
-        (folder / name).unlink(missing_ok=True)
-    write_record(folder, record, names)
+    with ReplacedFolder(folder, RECORD, IMAGE_NAME, "edit").replace(record, names):
+        save_images(folder, Batch(indices, edited), image_format)
+        save_picture(image_grid(visible(torch.cat([given, edited]))), folder / GRID)
     print(f"{len(edited)} images made: {folder / GRID}")
 
 
@@ -183,45 +174,6 @@ def edit_images(editor: Editor, settings: Settings, given: Tensor, mask: Tensor 
         return rearrange(steps, "1 steps c h w -> steps c h w")
     noise = editor.invert(given, condition=condition)
     return editor.reconstruct(noise, condition=condition)
-
-
-def write_record(folder: Path, record: dict[str, Any], names: Sequence[str]) -> None:
-    """Write edit.json, with the names of the images in the folder that belong to edits."""
-    with write_atomically(folder / RECORD) as partial:
-        partial.write_text(json.dumps({**record, "images": names}, indent=1) + "\n")
-
-
-def check_earlier_edit(folder: Path, new_names: Sequence[str]) -> list[str]:
-    """Find the images that the edit.json in the folder names; none if the folder is empty.
-
-    Raises:
-        ValueError: If the folder holds other things but no edit.json, if edit.json is not one of
-            ours, or if a new image would overwrite a file that it does not name.
-    """
-    if {path.name for path in folder.iterdir()} <= {LOCK}:
-        return []
-    earlier = _read_image_names(folder / RECORD)
-    for name in new_names:
-        if name not in earlier and (folder / name).exists():
-            raise UserError(
-                f"{folder / name} exists and was not written by the edit in this folder; give "
-                "another output_dir"
-            )
-    return earlier
-
-
-def _read_image_names(path: Path) -> list[str]:
-    """The images that an earlier edit recorded; none if it is of a version that did not."""
-    if not path.exists():
-        raise UserError(f"{path.parent} is not empty and holds no edit; give another output_dir")
-    try:
-        names = json.loads(path.read_text()).get("images", [])
-        # A name that is a path could delete files elsewhere.
-        if not all(IMAGE_NAME.fullmatch(name) for name in names):
-            raise UserError(f"images={names}")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give another output_dir") from error
-    return names
 
 
 if __name__ == "__main__":

@@ -137,10 +137,10 @@ def evaluate(settings: Settings, state: PartialState) -> None:
     identities = {name: model_identity(pipeline) for name, pipeline in pipelines.items()}
     for pipeline in (
         pipelines.values()
-    ):  # before settings.method: the weaker model of guidance goes to the same device
+    ):  # before settings.make_method: the weaker model of guidance goes to the same device
         check_batch_fits(pipeline, settings.batch_size, settings.num_images, device)
         pipeline.to(device)
-    methods = {name: settings.method(pipeline) for name, pipeline in pipelines.items()}
+    methods = {name: settings.make_method(pipeline) for name, pipeline in pipelines.items()}
     images = open_real_images(
         pipelines,
         settings.samples,

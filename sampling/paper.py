@@ -120,7 +120,7 @@ def run_experiments(settings: Settings, state: PartialState) -> None:
     if pipeline.unet.config["num_class_embeds"] is not None:
         raise UserError("the paper's networks are unconditional; this one is class-conditional")
     steps = settings.steps or pipeline.scheduler.config.num_train_timesteps
-    method = SamplerSettings(steps=steps, scheduler="ddpm").method(pipeline)
+    method = SamplerSettings(steps=steps, scheduler="ddpm").make_method(pipeline)
     images = None
     if NEED_IMAGES & {*settings.experiments}:
         images = open_real_images(

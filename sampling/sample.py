@@ -180,7 +180,7 @@ def open_stages(settings: Settings, pipeline: Pipeline, device: torch.device) ->
         pipelines.append(settings.open(settings.then, settings.compile))
         check_cascade(*pipelines)
     return [
-        Stage(pipeline=each.to(device), method=settings.method(each), noise=noise)
+        Stage(pipeline=each.to(device), method=settings.make_method(each), noise=noise)
         for each, noise in zip(pipelines, noises, strict=False)
     ]
 

@@ -46,6 +46,7 @@ FLOORS = [
     {"pipeline_files"},
     {"pipeline"},
     {"editing", "checkpoints", "metrics", "export"},
+    {"restoration"},
     {"__main__"},
 ]
 # The same for the programs' packages: training, then sampling.
@@ -62,7 +63,7 @@ TRAINING = [
     {"checkpoint"},
     {"train"},
 ]
-SAMPLING = [{"common"}, {"figures"}, {"evaluation", "page", "conversion"}]
+SAMPLING = [{"common"}, {"figures"}, {"evaluation", "page", "conversion", "restoration"}]
 PROGRAMS = ("training", "sampling", "benchmarks")
 
 
@@ -109,8 +110,8 @@ def arrows(package: str) -> dict[str, set[str]]:
 HOUSES = [("ddpm_sa", FLOORS), ("training", TRAINING), ("sampling", SAMPLING)]
 ENTRIES = {
     "sampling": {
-        *("sample", "edit", "evaluate", "attention", "ablation", "app", "convert", "paper"),
-        "export",
+        *("sample", "edit", "restore", "evaluate", "attention", "ablation", "app", "convert"),
+        *("paper", "export"),
     }
 }
 

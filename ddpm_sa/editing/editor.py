@@ -133,6 +133,7 @@ class Editor(Edits):
         repeats: int = 10,
         *,
         condition: Condition | None = None,
+        indices: Sequence[int] | None = None,
     ) -> Tensor:
         """RePaint: generate the unknown pixels, keep the others exactly (Lugmayr et al. 2022).
 
@@ -144,6 +145,7 @@ class Editor(Edits):
             images: The images; their unknown pixels do not matter.
             unknown: Which pixels to generate, (H, W), bool.
             repeats: How often each step is taken.
+            indices: Whose noise each image has; its own place among the images, if None.
 
         Raises:
             ValueError: If the mask has another size, covers everything or nothing, or the scheduler
@@ -161,7 +163,8 @@ class Editor(Edits):
         scheduler = self.method.make_scheduler(self.pipeline.scheduler)
         levels = [scales(scheduler, number, t) for number, t in enumerate(scheduler.timesteps)]
         levels.append((torch.ones(()), torch.zeros(())))
-        who, x = range(len(x_0)), self.noise(INITIAL_NOISE, range(len(x_0)))
+        who = range(len(x_0)) if indices is None else indices
+        x = self.noise(INITIAL_NOISE, who)
         condition = self.condition_of(len(x_0), condition)
         one_step = self.pipeline.stepper(self.method, condition)
         total = len(scheduler.timesteps) * repeats

@@ -1,9 +1,6 @@
 """Feature extractors: a network's features, and its class probabilities if it has any."""
 
 import hashlib
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 from ddpm_sa.errors import UserError
 from ddpm_sa.metrics.efficientnet import load_efficientnet
 from ddpm_sa.randomness import standard_normal
+from ddpm_sa.settings.importing import import_named
 
 KNOWN = ("efficientnet", "inception", "pixels")
 GRID = 4  # cells a side of the features "pixels"
@@ -166,18 +164,12 @@ class _Inception(nn.Module):
 
 
 def _import_features(name: str, device: torch.device) -> Callable[[Tensor], Any]:
-    module_name, colon, attribute = name.partition(":")
-    if not (colon and module_name and attribute):
+    if ":" not in name.strip(":"):
         raise UserError(
             f"features={name!r} is unknown; known are {', '.join(KNOWN)}, and "
             "package.module:name for a module of your own"
         )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as in `python -m`
-    try:
-        module = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"features={name!r} cannot be imported: {error}") from error
+    module = import_named("features", name)
     if isinstance(module, type):
         module = module()
     if isinstance(module, nn.Module):

@@ -16,21 +16,29 @@ from ddpm_sa.image_format import ImageFormat, from_pil, to_tensor
 RESIZE_IT = "; --fit crop resizes it"
 
 
-def read_images(paths: Sequence[str], image_format: ImageFormat, fit: Fit | None = None) -> Tensor:
+def read_images(
+    paths: Sequence[str],
+    image_format: ImageFormat,
+    fit: Fit | None = None,
+    wanted: str = "the model's images",
+    hint: str = RESIZE_IT,
+) -> Tensor:
     """Read picture files, TIFFs, or .npy arrays (H, W, C), as a tensor (N, C, H, W) in [-1, 1].
 
     Args:
         paths: The files.
         image_format: What the images must be.
         fit: How one of another size is resized, as in training; None refuses it.
+        wanted, hint: For the message: what has this format, and what to do about another size.
 
     Raises:
         UserError: If a file cannot be read, or differs from the format in channels, size or dtype.
     """
-    arrays = [
-        _in_format(path, _read_array(path, image_format.channels), image_format, fit)
-        for path in paths
-    ]
+    arrays = []
+    for path in paths:
+        array = _read_array(path, image_format.channels)
+        _check_format(path, array, image_format, fit, wanted, hint)
+        arrays.append(array if fit is None else resize(array, image_format.size, fit))
     if not arrays:
         return torch.empty(0, *image_format.shape)
     return to_tensor(np.stack(arrays), image_format.value_range)
@@ -90,16 +98,20 @@ def _open_picture(path: str) -> Image.Image:
     return picture
 
 
-def _in_format(
-    path: str, array: np.ndarray, image_format: ImageFormat, fit: Fit | None
-) -> np.ndarray:
+def _check_format(
+    path: str,
+    array: np.ndarray,
+    image_format: ImageFormat,
+    fit: Fit | None,
+    wanted: str,
+    hint: str,
+) -> None:
     channels, height, width = image_format.shape
     fits = array.ndim == 3 and array.shape[2] == channels and array.dtype == image_format.dtype
     right_size = array.shape[:2] == (height, width)
     if not fits or not (right_size or fit):
         raise UserError(
             f"image={path} has {array.shape[-1]} channels, {array.shape[0]} x {array.shape[1]} "
-            f"pixels of {array.dtype}; the model's images have {channels}, {height} x {width} of "
-            f"{np.dtype(image_format.dtype)}{RESIZE_IT if fits else ''}"
+            f"pixels of {array.dtype}; {wanted} have {channels}, {height} x {width} of "
+            f"{np.dtype(image_format.dtype)}{hint if fits else ''}"
         )
-    return array if fit is None else resize(array, (height, width), fit)

@@ -123,7 +123,7 @@ class SamplerSettings(ModelSettings):
         except UserError as error:
             raise UserError(f"guidance.model={self.guidance.model}: {error}") from error
 
-    def method(self, pipeline: Pipeline) -> Method:
+    def make_method(self, pipeline: Pipeline) -> Method:
         """Build the sampling method, and try it on one pixel.
 
         Raises:

@@ -113,6 +113,7 @@ def flags_of(config: type) -> set[str]:
         ),
         ("editing.md", ["sampling.edit"]),
         ("conditions.md", ["training.config", "sampling.sample"]),
+        ("restoration.md", ["sampling.restore"]),
         ("evaluation.md", ["sampling.evaluate", "training.config"]),
         ("converting.md", ["sampling.convert", "sampling.sample"]),
         ("openai-networks.md", ["sampling.convert"]),

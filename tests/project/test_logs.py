@@ -19,7 +19,7 @@ import pytest
 from accelerate import Accelerator
 
 from ddpm_sa.cli import parse, run_program
-from sampling import ablation, attention, edit, evaluate, sample
+from sampling import ablation, attention, edit, evaluate, restore, sample
 from tests.support.runs import ROOT, arguments, environment
 from tests.support.workers import Workers
 from training.config import TrainConfig
@@ -155,6 +155,15 @@ def test_editing_in_a_file(words, evaluations, straight, pictures, tmp_path, run
     times = 2 if words[1] == "reconstruct" else 1  # to the noise, and back
     assert done == [(words[1], f"{evaluations}", f"{evaluations}")] * times
     assert error.count("\n") == times
+
+
+def test_restoring_in_a_file(straight, pictures, tmp_path, run_main):
+    words = ["--task", "deblur", "--image", pictures / "00.png", pictures / "01.png", "--steps", 4]
+    code, _, error = run_main(
+        restore.main, "--model", straight / "model", *words, "--output_dir", tmp_path
+    )
+    assert code == 0, error
+    assert re.fullmatch(r"deblur, step 8/8, took 00:\d\d\n", error)  # two batches of eight samples
 
 
 def test_attention_in_a_file(straight, tmp_path, run_main):

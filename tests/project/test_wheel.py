@@ -157,7 +157,9 @@ def test_version_and_help(installed: Installed) -> None:
     assert told.count("\n") == 1
 
 
-@pytest.mark.parametrize("program", ["edit", "ablation", "app", "convert", "export", "paper"])
+@pytest.mark.parametrize(
+    "program", ["edit", "restore", "ablation", "app", "convert", "export", "paper"]
+)
 def test_programs_that_are_not_run_below_are_found_too(installed: Installed, program: str) -> None:
     assert f"usage: ddpm-sa {program} " in installed("ddpm-sa", program, "--help")
 

@@ -82,7 +82,7 @@ def by_name(folder: Path) -> dict[str, dict]:
     return {Path(found["name"]).name: found for found in record(folder)["results"]}
 
 
-def test_sets_are_measured_side_by_side(places, evaluate, tmp_path):
+def test_sets_are_measured_trainers(places, evaluate, tmp_path):
     sets = [word for name in ("real", "other", "dark") for word in ("--samples", places / name)]
     code, said, _ = evaluate(
         *sets, "--data", places / "real", "--features", FEATURES, "--output_dir", tmp_path

@@ -17,6 +17,7 @@ import sampling.edit
 import sampling.evaluate
 import sampling.export
 import sampling.paper
+import sampling.restore
 import sampling.sample
 from ddpm_sa.files import folder_lock
 from ddpm_sa.files.folder_lock import hold_folder, lock_beside, lock_in
@@ -116,6 +117,7 @@ def held(tmp_path):
     [
         (sampling.sample.main, []),
         (sampling.edit.main, ["--edit", "variations"]),
+        (sampling.restore.main, ["--task", "deblur", "--image", "a.png"]),
         (sampling.evaluate.main, []),
         (sampling.attention.main, []),
         (sampling.ablation.main, []),

@@ -38,6 +38,7 @@ SHORT = ["--model", "model", "--output_dir", "out", "--steps", "1"]
 LINES = {
     "sample": [*SHORT, "--num_images", "1"],
     "edit": [*SHORT, "--edit", "sdedit", "--image", "a.png"],
+    "restore": [*SHORT, "--task", "deblur", "--image", "a.png", "--num_images", "1"],
     "evaluate": [*SHORT, "--num_images", "6", "--data", "pictures", "--features", FEATURES],
     "attention": SHORT,
     "ablation": [*SHORT, "--num_images", "2"],
@@ -116,7 +117,7 @@ def test_a_wrong_value_is_a_line_or_works_and_is_never_a_traceback(
             assert_one_line(error)
 
 
-@pytest.mark.parametrize("program", ["sample", "edit", "convert", "export", "paper"])
+@pytest.mark.parametrize("program", ["sample", "edit", "restore", "convert", "export", "paper"])
 @pytest.mark.parametrize("folder", ["/dev/null/x", "a.png", "x" * 300], ids=len)
 def test_a_folder_that_cannot_be_written_is_a_line(
     program: str, folder: str, run: Callable[..., tuple[int, str]]

@@ -469,7 +469,7 @@ def test_the_weaker_model_has_the_weights_and_precision_asked_for(straight, weig
     settings = SamplerSettings(
         weights=weights, dtype=dtype, guidance=GuidanceSettings(kind="auto", model=str(checkpoint))
     )
-    guide = settings.method(settings.open(str(straight))).guide
+    guide = settings.make_method(settings.open(str(straight))).guide
     stem = {"ema": "ema", "raw": "weights"}[weights]
     expected = load_file(checkpoint / f"{stem}.safetensors")
     for name, weight in guide.weaker.network.state_dict().items():

@@ -21,6 +21,7 @@ NEEDED = {
     "train": ["--output_dir", "x", "--data.source", "x"],
     "sample": ["--model", "x", "--output_dir", "x"],
     "edit": ["--model", "x", "--output_dir", "x", "--edit", "progressive"],
+    "restore": ["--model", "x", "--output_dir", "x", "--task", "deblur", "--image", "x"],
     "evaluate": ["--model", "x", "--output_dir", "x"],
     "attention": ["--model", "x", "--output_dir", "x"],
     "ablation": ["--model", "x", "--output_dir", "x"],

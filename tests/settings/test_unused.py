@@ -77,6 +77,21 @@ MODES = {
             ),
         ]
     },
+    ("restore", "--task superres"): (
+        "--factor 2|--downsampling bicubic|--pigdm_step score|--truth a.png|--class_label 1|"
+        + SAMPLER,
+        "--blur 2|--mask m.png|--acceleration 2|--operator a:b|--fit crop|--step_size 2|"
+        "--prior_weight 2|--zeta 0|--repeats 2",
+    ),
+    ("restore", "--task superres --degrade true"): ("--fit crop", "--truth [a.png]"),
+    ("restore", "--task deblur --method dps"): ("--blur 2|--step_size 2", "--factor 2|--zeta 0"),
+    ("restore", "--task mri --method diffpir"): (
+        "--acceleration 2|--mask m.png|--prior_weight 2|--zeta null",
+        "--pigdm_step score|--step_size 2",
+    ),
+    ("restore", "--task mri --mask m.png"): ("--fit crop", "--acceleration 2"),
+    ("restore", "--task inpaint --mask m.png --method repaint"): ("--repeats 2", "--zeta 0"),
+    ("restore", "--task custom --operator a:b --method ddnm"): ("--sigma 1", "--pigdm_step score"),
     ("evaluate", "--data x"): ("--fit pad|--split test|--seed 1|--num_images 5", ""),
     ("evaluate", "--seed 0"): ("--validation 0.1|--split test", "--fit pad"),
     ("evaluate samples", "--samples a"): (

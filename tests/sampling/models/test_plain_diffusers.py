@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
 
-from sampling import ablation, attention, edit, sample
+from sampling import ablation, attention, edit, restore, sample
 from tests.support.reference import SMALL, randomise_
 
 PROGRAMS = {
     "sample": (sample, ["--num_images", 3, "--scheduler", "heun", "--animation", "gif"]),
     "guided": (sample, ["--num_images", 2, "--guidance.kind", "pag", "--cache_interval", 2]),
     "edit": (edit, ["--edit", "progressive"]),
+    "restore": (restore, ["--task", "deblur", "--image", "a.png"]),
     "attention": (attention, ["--query", "3,4"]),
     "ablation": (ablation, ["--num_images", 2]),
 }
@@ -32,8 +34,10 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_programs_take_a_folder_of_diffusers(name, folder, run_main, tmp_path):
+def test_programs_take_a_folder_of_diffusers(name, folder, run_main, tmp_path, monkeypatch):
     program, words = PROGRAMS[name]
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8), "grey").save("a.png")
     before = contents(folder)
     assert {path.name for path in before} >= {"model_index.json", "config.json"}
     words = ["--model", folder, "--steps", 2, "--output_dir", tmp_path / "out", *words]

@@ -104,7 +104,7 @@ def test_a_pixel_is_enlarged_to_a_square_of_its_value():
         ("grey", SampleSpec(seed=-1), "0 or greater"),
         ("grey", SampleSpec(scheduler="rm"), "unknown"),
         ("classes", SampleSpec(class_label=3), "class label 3 is not among 0 ... 2"),
-        ("grey", SampleSpec(class_label=0), "this has none"),
+        ("grey", SampleSpec(class_label=0), "this network is unconditional"),
     ],
 )
 def test_what_cannot_be_made_is_refused(explorer, model, spec, message):

@@ -206,7 +206,7 @@ def test_lack_of_memory_while_decoding_is_not_taken_for_a_broken_image(
     def run_out(*args: object) -> None:
         raise MemoryError("Unable to allocate 9 GiB")
 
-    monkeypatch.setattr("ddpm_sa.data.prepare.resize", run_out)
+    monkeypatch.setattr("ddpm_sa.data.scan.resize", run_out)
     folder = picture_folder(tmp_path / "pictures")
     with pytest.raises(OutOfMemoryError, match="out of memory; continue"):
         run_here(arguments(folder, tmp_path / "run", data__on_error="skip"))

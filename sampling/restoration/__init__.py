@@ -1,0 +1,1 @@
+"""The parts of sampling/restore.py: tasks, measurement files, and what is written."""
