@@ -39,7 +39,8 @@ def test_there_is_no_option_of_diffusers_that_is_not_taken() -> None:
     ours = set(LoadOptions.__annotations__) | set(
         inspect.signature(UNet.from_pretrained).parameters
     )
-    assert theirs <= ours
+    # Earlier versions of diffusers read the weights of JAX and archives in the DDUF format too.
+    assert theirs - {"from_flax", "dduf_entries"} <= ours
 
 
 # Options of loading
