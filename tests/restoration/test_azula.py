@@ -7,7 +7,7 @@ from azula.guidance import DiffPIRDenoiser, DPSSampler, PGDMSampler, RePaintSamp
 from azula.sample import DDPMSampler
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.gaussian import Gaussian, gaussian_pipeline, smooth_covariance
+from benchmarks.oracles.gaussian import Gaussian, gaussian_pipeline, smooth_covariance
 from ddpm_sa.editing.editor import AGAIN_NOISE, KNOWN_NOISE
 from ddpm_sa.pipeline import INITIAL_NOISE, STEP_NOISE
 from ddpm_sa.restoration import (

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from benchmarks.gaussian import matrix_of
+from benchmarks.oracles.gaussian import matrix_of
 from ddpm_sa.errors import UserError
 from ddpm_sa.restoration import (
     Bicubic,
