@@ -184,11 +184,15 @@ class GaussianBlur(Separable):
         width: Standard deviation in pixels.
 
     Raises:
-        ValueError: If the width is not above 0.
+        ValueError: If the width is not above 0, or larger than the images.
     """
 
     def __init__(self, image_shape: Shape, width: float) -> None:
-        require(width > 0, f"blur={width} must be above 0, a standard deviation in pixels")
+        require(
+            0 < width <= max(image_shape[1:]),
+            f"blur={width:g} must be above 0 and at most the size of the images, "
+            f"{image_shape[1]} x {image_shape[2]}; it is a standard deviation in pixels",
+        )
         radius = int(4 * width + 0.5)
         offsets = torch.arange(-radius, radius + 1)
         weights = torch.exp(-0.5 * (offsets.double() / width) ** 2)

@@ -13,6 +13,7 @@ from ddpm_sa.errors import UserError
 from ddpm_sa.files.atomic_files import write_atomically
 from ddpm_sa.image_format import (
     ImageFormat,
+    Pixels,
     from_pil,
     from_tensor,
     image_grid,
@@ -78,12 +79,21 @@ def save_images(folder: Path, batch: Batch, image_format: ImageFormat) -> None:
     """Write each image atomically, in the value range of the training images."""
     values = from_tensor(batch.images, image_format)
     for i, image in zip(batch.indices, values, strict=True):
-        path = image_path(folder, i, image_format)
-        if image_format.is_picture:
-            save_picture(to_pil(image[None])[0], path)
-        else:
-            with write_atomically(path) as partial, partial.open("wb") as file:
-                np.save(file, image)
+        save_values(image_path(folder, i, image_format), image, image_format)
+
+
+def save_values(path: Path, image: Pixels, image_format: ImageFormat) -> None:
+    """Write the values of one image, (H, W, C), atomically: as a PNG if one can hold them."""
+    if image_format.is_picture:
+        save_picture(to_pil(image[None])[0], path)
+    else:
+        save_npy(path, image)
+
+
+def save_npy(path: Path, values: np.ndarray) -> None:
+    """Write a .npy file atomically."""
+    with write_atomically(path) as partial, partial.open("wb") as file:
+        np.save(file, values)
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

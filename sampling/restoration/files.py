@@ -10,11 +10,10 @@ from einops import rearrange
 from torch import Tensor
 
 from ddpm_sa.errors import UserError
-from ddpm_sa.files.atomic_files import write_atomically
-from ddpm_sa.image_format import ImageFormat, from_tensor, to_pil
+from ddpm_sa.image_format import ImageFormat, from_tensor
 from ddpm_sa.restoration import FourierMask, LinearOperator, Mask
 from sampling.common.image_files import read_images
-from sampling.common.sample_folder import save_picture
+from sampling.common.sample_folder import save_npy, save_values
 
 CLEAN = "; with --degrade true a clean image is measured first"
 
@@ -95,30 +94,11 @@ def save_restored(folder: Path, y: Tensor, samples: Tensor, image_format: ImageF
     """
     low, high = image_format.value_range
     for i, (measurement, of_image) in enumerate(zip(y, samples, strict=True)):
-        save_array(folder / f"{i:06d}-measurement.npy", measurement)
-        for j, sample in enumerate(of_image):
-            save_image(folder / f"{i:06d}-{j:03d}{image_format.suffix}", sample, image_format)
-        mean = of_image.mean(0)
-        save_image(folder / f"{i:06d}-mean{image_format.suffix}", mean, image_format)
+        save_npy(folder / f"{i:06d}-measurement.npy", measurement.numpy())
+        named = {f"{j:03d}": sample for j, sample in enumerate(of_image)}
+        for name, image in (named | {"mean": of_image.mean(0)}).items():
+            path = folder / f"{i:06d}-{name}{image_format.suffix}"
+            save_values(path, from_tensor(image, image_format), image_format)
         if len(of_image) > 1:
             deviation = rearrange(of_image.std(0), "c h w -> h w c") * (high - low) / 2
-            save_array(folder / f"{i:06d}-std.npy", deviation)
-
-
-def save_image(path: Path, image: Tensor, image_format: ImageFormat) -> None:
-    """Write an image atomically, (C, H, W) in [-1, 1], in the values of the training images."""
-    values = from_tensor(image[None], image_format)
-    if image_format.is_picture:
-        save_picture(to_pil(values)[0], path)
-    else:
-        _save(path, values[0])
-
-
-def save_array(path: Path, values: Tensor) -> None:
-    """Write a .npy file of float32 atomically."""
-    _save(path, values.numpy().astype(np.float32))
-
-
-def _save(path: Path, values: np.ndarray) -> None:
-    with write_atomically(path) as partial, partial.open("wb") as file:
-        np.save(file, values)
+            save_npy(folder / f"{i:06d}-std.npy", deviation.numpy())

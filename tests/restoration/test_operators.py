@@ -213,7 +213,8 @@ def test_an_operator_whose_adjoint_is_none_is_refused_with_both_numbers(kind):
         (lambda: Mask(SHAPE, HALF[:4]), "4 x 12 is of another size than the images, 8 x 12"),
         (lambda: BlockMean(SHAPE, 3), "factor=3 must be at least 2 and divide .* 8 x 12"),
         (lambda: Bicubic(SHAPE, 1), "factor=1 must be at least 2"),
-        (lambda: GaussianBlur(SHAPE, 0), "blur=0 must be above 0"),
+        (lambda: GaussianBlur(SHAPE, 0), "blur=0 must be above 0 and at most .* 8 x 12"),
+        (lambda: GaussianBlur(SHAPE, 1e20), "blur=1e.20 must be above 0 and at most .* 8 x 12"),
         (lambda: Grey((1, 8, 8)), "takes images of 3 channels, and these have 1"),
         (
             lambda: Tilted(SHAPE).filtered(noise(1, *SHAPE), torch.zeros_like),
