@@ -31,8 +31,9 @@ from ddpm_sa.samplers.method import Method, dry_run
 class DPS(RestorationMethod):
     """Diffusion posterior sampling (Chung et al. 2023, algorithm 1).
 
-    x_{t-1} = x'_{t-1} - zeta_t grad |y - A x_0|²  with  zeta_t = zeta' / |y - A x_0|  (line 7 and
-    section 4), as their code has it: it subtracts zeta' grad |y - A x_0|. sigma_y is not used.
+    x_{t-1} = x'_{t-1} - zeta' grad |y - A x_0|, where x' is the step without guidance. It is the
+    algorithm's zeta_t grad |y - A x_0|² with zeta_t = zeta' / |y - A x_0|, which the paper proposes,
+    but for a factor of 2, as in the authors' code (condition_methods.py). sigma_y is not used.
 
     Attributes:
         step_size: zeta'.
@@ -121,7 +122,7 @@ class DDNM(RestorationMethod):
 
     x_0 <- x_0 - Sigma_t A^+ (A x_0 - y)  (eq. 13 and 17). Sigma_t = V diag(lambda) V^T and the
     covariance of the step's noise, V diag(gamma) V^T, are such that the noise of y and that of the
-    step add up to the step's own variance (eq. 19; with singular values, appendix I).
+    step add up to the step's own variance (eq. 19, for each singular value).
 
     Without noise it is exact, in the limit of many steps of ddpm, where what A sees of an image is
     independent of what it does not.
@@ -171,13 +172,13 @@ class DDNM(RestorationMethod):
 class DiffPIR(RestorationMethod):
     """Plug-and-play restoration with a diffusion model as the denoiser (Zhu et al. 2023).
 
-    x_0 <- argmin_x |y - A x|² + rho_t |x - x_0|²,  rho_t = lambda sigma_y² a² / s²  (algorithm 1,
-    line 4). Without noise in y that is A^+, as DDNM has it.
+    x_0 <- argmin_x |y - A x|² + rho_t |x - x_0|²,  rho_t = lambda sigma_y² a² / s²  (algorithm
+    1). Without noise in y that is A^+, as DDNM has it.
 
     Attributes:
         prior_weight: lambda.
         zeta: The share of fresh noise in the step, from 0 to 1,
-            x_{t-1} = a x_0 + s (sqrt(1 - zeta) eps + sqrt(zeta) z)  (lines 5 to 7); None takes
+            x_{t-1} = a x_0 + s (sqrt(1 - zeta) eps + sqrt(zeta) z); None takes
             the step of the scheduler, which may be any.
 
     Raises:

@@ -174,7 +174,7 @@ def test_samples_fit_a_measurement_without_noise(name, restoration):
 
 
 def step_of_the_paper(s, weight_0, deviation, sigma_y):
-    """lambda and gamma of one singular value (Wang et al. 2023, eq. 19 and appendix I)."""
+    """lambda and gamma of one singular value (Wang et al. 2023, eq. 19)."""
     if s == 0:
         return 1.0, deviation**2
     if deviation >= weight_0 * sigma_y / s:
