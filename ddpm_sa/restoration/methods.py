@@ -31,9 +31,9 @@ from ddpm_sa.samplers.method import Method, dry_run
 class DPS(RestorationMethod):
     """Diffusion posterior sampling (Chung et al. 2023, algorithm 1).
 
-    x_{t-1} = x'_{t-1} - zeta' grad |y - A x_0|, where x' is the step without guidance. It is the
-    algorithm's zeta_t grad |y - A x_0|² with zeta_t = zeta' / |y - A x_0|, which the paper proposes,
-    but for a factor of 2, as in the authors' code (condition_methods.py). sigma_y is not used.
+    x_{t-1} = x'_{t-1} - zeta' grad |y - A x_0|, where x' is the step without guidance. That is half
+    of the paper's zeta_t grad |y - A x_0|² with its zeta_t = zeta' / |y - A x_0|; the authors' code
+    has it so (condition_methods.py). sigma_y is not used.
 
     Attributes:
         step_size: zeta'.
